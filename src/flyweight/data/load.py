@@ -1,0 +1,159 @@
+"""Any data source -> NLUData: recognise the form, read its parts, split what is not split.
+
+    file                      Rasa YAML (.yml, .yaml), CSV, TSV, JSONL
+    folder                    seq.in + seq.out + label, or Rasa YAML below it (searched recursively)
+    folder of parts           entries named train, valid (validation, val, dev), test: files or folders of the forms
+                              above; in a Rasa folder NLU files of other names belong to train
+    "assistant"               the embedded data set
+
+A part that the source brings is used as it is. What is missing is held out of train, stratified: first `test` of all,
+then `validation` of the rest; validation never comes out of test. Synonyms, lookups and regexes are those of train.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flyweight.data import rasa_yaml, seq_folder, tabular
+from flyweight.data.messages import Message, NLUData
+from flyweight.data.source import listed
+from flyweight.data.splits import check_share, split
+from flyweight.errors import DataError
+
+EMBEDDED = {"assistant": Path(__file__).parent / "assistant"}
+# Whole names only: a bot may well have intents in test_drive.yml.
+PART_NAMES = {
+    **dict.fromkeys(("train", "training", "training_data", "train_nlu", "nlu_train"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "test_data", "test_nlu", "nlu_test"), "test"),
+}
+FORMS = (
+    "allowed: a Rasa NLU file (.yml), a .csv, .tsv or .jsonl file, a folder with seq.in, seq.out and label, "
+    "a folder of Rasa NLU files, a folder with train and test of these forms, or the name 'assistant'"
+)
+
+
+def load_data(
+    path: str | Path,
+    *,
+    test: float = 0.2,
+    validation: float = 0.1,
+    seed: int = 0,
+    text_column: str | None = None,
+    intent_column: str | None = None,
+) -> NLUData:
+    """Read a data source in any known form, with train, validation and test parts.
+
+    `test` and `validation` are shares in [0, 1) and count only where the source brings no such part; `seed` picks the
+    messages. `text_column` and `intent_column` name the columns of a table that has unusual ones.
+    Raises DataError for what cannot be read, ConfigError for a share out of range.
+    """
+    check_share("test", test)
+    check_share("validation", validation)
+    folder = _resolve(path)
+    parts = {name: _read_part(paths, text_column, intent_column) for name, paths in _find_parts(folder).items()}
+    if "train" not in parts:
+        found = f"no train part beside {listed(sorted(parts))}"
+        raise DataError(found, allowed="allowed: a folder with train.csv, train.yml, train/ or the like", path=folder)
+    own = {name: part.train for name, part in parts.items()}
+    notes = [note for name in ("validation", "test") if name in own for note in _notes(own[name], own["train"], name)]
+    train = own["train"]
+    if "test" not in own:
+        train, own["test"] = split(train, test, seed)
+    if "validation" not in own:
+        train, own["validation"] = split(train, validation, seed)
+    data = replace(parts["train"], source=str(path), notes=tuple(notes))
+    return data.with_splits(train, own["validation"], own["test"])
+
+
+def read_messages(
+    path: str | Path, *, text_column: str | None = None, intent_column: str | None = None
+) -> tuple[Message, ...]:
+    """Every message of a data source, unsplit: train, then validation, then test where it has such parts."""
+    parts = _find_parts(_resolve(path))
+    found = [_read_part(parts[name], text_column, intent_column).train for name in _IN_ORDER if name in parts]
+    return sum(found, ())
+
+
+_IN_ORDER = ("train", "validation", "test")
+
+
+def _resolve(path: str | Path) -> Path:
+    folder = Path(path)
+    if folder.exists():
+        return folder
+    if str(path) in EMBEDDED and EMBEDDED[str(path)].is_dir():
+        return EMBEDDED[str(path)]
+    raise DataError("no such file or folder", allowed=FORMS, path=path)
+
+
+def _find_parts(path: Path) -> dict[str, list[Path]]:
+    """Which files or folders make up each part."""
+    if path.is_file():
+        if _form(path) is None and path.suffix.lower() not in rasa_yaml.SUFFIXES:
+            raise DataError(f"a file of the unknown form {path.suffix!r}", allowed=FORMS, path=path)
+        return {"train": [path]}
+    if _form(path) == "seq":
+        return {"train": [path]}
+    parts: dict[str, list[Path]] = defaultdict(list)
+    for entry in sorted(path.iterdir()):
+        name = PART_NAMES.get((entry.name if entry.is_dir() else entry.stem).lower())
+        if name and _form(entry):
+            parts[name].append(entry)
+    if all(_form(p) == "rasa" for p in parts.get("train", ())):
+        named = {p for paths in parts.values() for p in paths}
+        others = [f for f in rasa_yaml.rasa_files(path) if not named & {f, *f.parents}]
+        if others:
+            parts["train"] += others
+    for name, paths in parts.items():
+        if len(paths) > 1 and any(_form(p) != "rasa" for p in paths):
+            raise DataError(f"{listed(p.name for p in paths)} for {name}", allowed="allowed: one of them", path=path)
+    if not parts:
+        entries = listed(sorted(p.name for p in path.iterdir()))
+        raise DataError(f"a folder of no known form, with {entries}", allowed=FORMS, path=path)
+    return dict(parts)
+
+
+def _form(path: Path) -> str | None:
+    """`tabular`, `rasa`, `seq`, or None for what no reader knows."""
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("seq.in", "seq.out")):
+            return "seq"
+        return "rasa" if rasa_yaml.rasa_files(path) else None
+    if path.suffix.lower() in tabular.SUFFIXES:
+        return "tabular"
+    return "rasa" if rasa_yaml.is_rasa_file(path) else None
+
+
+def _read_part(paths: Sequence[Path], text_column: str | None, intent_column: str | None) -> NLUData:
+    """One part as NLUData with all its messages in `train`; several paths are Rasa files and folders."""
+    form = _form(paths[0])
+    if form == "seq":
+        return NLUData(seq_folder.read_seq_folder(paths[0]))
+    if form == "tabular":
+        return NLUData(tabular.read_tabular(paths[0], text_column=text_column, intent_column=intent_column))
+    files = [f for p in paths for f in (rasa_yaml.rasa_files(p) if p.is_dir() else [p])]
+    data = rasa_yaml.read_rasa_files(files)
+    if not data.train:
+        raise DataError("no messages", allowed="allowed: at least one intent with examples", path=paths[0])
+    return data
+
+
+def _notes(part: Sequence[Message], train: Sequence[Message], name: str) -> list[str]:
+    """What the user should know of a part that the source brings: leaks from train, intents that train lacks."""
+    texts, intents = {m.folded for m in train}, {m.intent for m in train}
+    n_known = sum(m.folded in texts for m in part)
+    strange = [m.intent for m in part if m.intent not in intents]
+    notes = []
+    if n_known:
+        notes.append(
+            f"{n_known} of the {len(part)} {name} messages also stand in training: "
+            "scores on them show memory, not understanding"
+        )
+    if strange:
+        names = listed(sorted({str(intent) for intent in strange}))
+        notes.append(f"{len(strange)} of the {len(part)} {name} messages have an intent that training lacks: {names}")
+    return notes

@@ -1,0 +1,100 @@
+"""What every reader makes: messages with an intent and entity spans, in splits.
+
+    Entity   [start, end) in characters, a type, and optionally value, role, group
+    Message  text, intent, entities
+    NLUData  train / validation / test messages, synonyms, lookups, regexes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A span `text[start:end]` of type `entity`; `value` is its normal form where it differs from the text."""
+
+    start: int
+    end: int
+    entity: str
+    value: str | None = None
+    role: str | None = None
+    group: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in BIO tags: `entity`, `entity#role` or `entity#role#group` (an empty role stays empty)."""
+        if self.group:
+            return f"{self.entity}#{self.role or ''}#{self.group}"
+        return f"{self.entity}#{self.role}" if self.role else self.entity
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """What must be equal for two spans to count as the same: seqeval's exact match on a typed span."""
+        return self.start, self.end, self.label
+
+
+@dataclass(frozen=True)
+class Message:
+    """One user message; `intent` is None where the source names none."""
+
+    text: str
+    intent: str | None = None
+    entities: tuple[Entity, ...] = ()
+
+    @property
+    def folded(self) -> str:
+        """The text with case and white space folded: equal folded texts are exact duplicates."""
+        return " ".join(self.text.casefold().split())
+
+
+@dataclass(frozen=True)
+class NLUData:
+    """Messages in three splits, and what the source says beside them.
+
+    `synonyms` maps a written form (as found) to its value; `lookups` and `regexes` map a name to a list of
+    strings. `notes` are one-line warnings for the user (a leak between the source's own files, say).
+    """
+
+    train: tuple[Message, ...]
+    validation: tuple[Message, ...] = ()
+    test: tuple[Message, ...] = ()
+    synonyms: dict[str, str] = field(default_factory=dict)
+    lookups: dict[str, list[str]] = field(default_factory=dict)
+    regexes: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """All messages: train, then validation, then test."""
+        return self.train + self.validation + self.test
+
+    @property
+    def intents(self) -> list[str]:
+        """Sorted intent names of all messages."""
+        return sorted({m.intent for m in self.messages if m.intent is not None})
+
+    @property
+    def entity_labels(self) -> list[str]:
+        """Sorted entity labels (type, role, group) of all messages."""
+        return sorted({e.label for m in self.messages for e in m.entities})
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all messages, whatever their split or order: the same source gives the same fingerprint."""
+        return fingerprint(self.messages)
+
+    def with_splits(self, train: Iterable[Message], validation: Iterable[Message], test: Iterable[Message]) -> NLUData:
+        """The same data with other splits."""
+        return replace(self, train=tuple(train), validation=tuple(validation), test=tuple(test))
+
+
+def fingerprint(messages: Iterable[Message]) -> str:
+    """SHA-256 over the messages as sorted JSON lines (order and splits do not matter)."""
+    lines = sorted(
+        json.dumps([m.text, m.intent, [list(e.key) for e in m.entities]], ensure_ascii=False) for m in messages
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

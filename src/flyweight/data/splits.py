@@ -1,0 +1,67 @@
+"""Stratified splits that never part duplicates.
+
+    group       all messages with one folded text (Message.folded)
+    stratum     all groups of one intent
+    held out    floor(share * groups + 1/2) of each stratum, those with the smallest SHA-256(seed, folded text);
+                of an intent that would go whole, the text with the largest stays
+
+A hash in place of a shuffle makes the split a property of the text: it depends neither on the order of the messages
+nor on Python's hash seed, and a new message moves few others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from flyweight.data.messages import Message
+from flyweight.errors import ConfigError
+
+
+def split(messages: Iterable[Message], share: float, seed: int) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """`(kept, held_out)`, each in the order of the input; `share` of each intent's distinct texts is held out.
+
+    No intent is held out whole: one with a single distinct text is kept. Raises ConfigError unless 0 <= share < 1.
+    """
+    check_share("share", share)
+    messages = tuple(messages)
+    groups: dict[str, list[Message]] = defaultdict(list)
+    for message in messages:
+        groups[message.folded].append(message)
+    strata: dict[str, list[str]] = defaultdict(list)
+    for folded, group in groups.items():
+        strata[_stratum(group)].append(folded)
+    held: set[str] = set()
+    for folded_texts in strata.values():
+        n_held = math.floor(share * len(folded_texts) + 0.5)
+        held.update(sorted(folded_texts, key=lambda folded: _rank(folded, seed))[:n_held])
+    held -= _rescued(groups, held, seed)
+    kept = tuple(m for m in messages if m.folded not in held)
+    return kept, tuple(m for m in messages if m.folded in held)
+
+
+def check_share(name: str, share: float) -> None:
+    """ConfigError unless 0 <= share < 1."""
+    if not 0 <= share < 1:
+        raise ConfigError(f"{name} is {share}; allowed: a share of the messages, 0 <= {name} < 1")
+
+
+def _stratum(group: list[Message]) -> str:
+    """The commonest intent of a group of duplicates; the alphabet breaks a tie."""
+    counts = Counter(m.intent or "" for m in group)
+    return min(counts, key=lambda intent: (-counts[intent], intent))
+
+
+def _rescued(groups: dict[str, list[Message]], held: set[str], seed: int) -> set[str]:
+    """Texts to keep after all: one of each intent that would be held out whole."""
+    homes: dict[str | None, list[str]] = defaultdict(list)
+    for folded, group in groups.items():
+        for intent in {m.intent for m in group}:
+            homes[intent].append(folded)
+    return {max(texts, key=lambda t: _rank(t, seed)) for texts in homes.values() if all(t in held for t in texts)}
+
+
+def _rank(folded: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\n{folded}".encode()).digest()

@@ -1,0 +1,176 @@
+"""On what was it measured? CPU, instruction sets, cores really usable, memory, versions, commit.
+
+Nothing heavy is imported: versions come from the packages' metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# (name in results, the flag in /proc/cpuinfo); x86 first, then ARM
+ISA_FLAGS = {
+    "avx2": "avx2",
+    "avx_vnni": "avx_vnni",
+    "avx512f": "avx512f",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "neon_dotprod": "asimddp",
+}
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
+PACKAGES = ("flyweight", "numpy", "tokenizers", "torch")
+_CPUINFO = Path("/proc/cpuinfo")
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def machine() -> dict[str, Any]:
+    """JSON-able facts for the head of every measurement; what is unknown here is None or left out of a list.
+
+    cpu: model name. isa: present levels out of `ISA_FLAGS`. n_cores_visible: logical cores this process may run on;
+    cpu_quota_cores: the container's limit in cores, None without one; n_cores_usable: whole cores after both.
+    memory_total_bytes: of the machine. commit: of the checkout that holds this package, "-dirty" with local changes.
+    versions: of the installed packages out of `PACKAGES`.
+    """
+    cpuinfo = _read(_CPUINFO)
+    n_visible = visible_cores()
+    quota = cpu_quota_cores(_CGROUPS, _read(_MEMBERSHIP))
+    return {
+        "cpu": cpu_model(cpuinfo),
+        "arch": platform.machine(),
+        "isa": isa_levels(cpuinfo),
+        "multiplies_bf16_natively": multiplies_bf16_natively(),
+        "n_cores_visible": n_visible,
+        "cpu_quota_cores": quota,
+        "n_cores_usable": max(1, int(n_visible if quota is None else min(n_visible, quota))),
+        "memory_total_bytes": memory_total_bytes(),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+        "commit": commit(Path(__file__).resolve().parents[1]),
+    }
+
+
+def multiplies_bf16_natively() -> bool:
+    """True with avx512_bf16, amx_bf16 or ARM bf16. Elsewhere bf16 is emulated, and slower than float32.
+
+    Known from /proc/cpuinfo; False where there is none.
+    """
+    return bool(cpu_flags(_read(_CPUINFO)) & BF16_FLAGS)
+
+
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """The flags of the first core in the text of /proc/cpuinfo ("flags" on x86, "Features" on ARM)."""
+    return set((_field(cpuinfo, "flags") or _field(cpuinfo, "Features") or "").split())
+
+
+def isa_levels(cpuinfo: str) -> list[str]:
+    """The names out of `ISA_FLAGS` that the text of /proc/cpuinfo shows, in the order of that table."""
+    flags = cpu_flags(cpuinfo)
+    return [name for name, flag in ISA_FLAGS.items() if flag in flags]
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """Model name; on ARM, where Linux gives none, the implementer and part numbers; else what Python knows."""
+    name = _field(cpuinfo, "model name")
+    if name:
+        return name
+    implementer, part = _field(cpuinfo, "CPU implementer"), _field(cpuinfo, "CPU part")
+    if implementer and part:
+        return f"ARM implementer {implementer} part {part}"
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def visible_cores() -> int:
+    """Logical cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quota_cores(root: Path, membership: str) -> float | None:
+    """The container's CPU limit in cores, quota / period; the least one on the way up to the root; None without.
+
+    `root` is where cgroups are mounted, `membership` the text of /proc/self/cgroup (lines `id:controllers:path`).
+    Version 2: cpu.max holds "quota period" or "max period". Version 1: cpu.cfs_quota_us (-1: none), cpu.cfs_period_us.
+    """
+    limits = []
+    for line in membership.splitlines():
+        _, controllers, below = (*line.split(":", 2), "", "")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (root / controllers, root / "cpu") if controllers else (root, root / "unified"):
+            parts = [part for part in below.split("/") if part not in ("", "..")]
+            for depth in range(len(parts), -1, -1):
+                limits.append(_quota(mount.joinpath(*parts[:depth])))
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def memory_total_bytes() -> int | None:
+    """Physical memory of the machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed packages out of `PACKAGES`."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(package: Path) -> str | None:
+    """Hash of the checkout whose src/ holds the folder `package`, "-dirty" with changes; None outside of one.
+
+    A package installed inside some other project's repository does not report that project's commit.
+    """
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() / "src" / package.name != package.resolve():
+        return None
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _quota(folder: Path) -> float | None:
+    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    if not quota:
+        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):  # "max", or no such files
+        return None
+
+
+def _field(cpuinfo: str, name: str) -> str | None:
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,154 @@
+"""The BERT-family encoder in PyTorch; every layer owns its number of heads and its FFN width, zero included.
+
+One class covers BERT, MiniLM (absolute positions) and MPNet (absolute positions + relative position bias). Options
+are plain fields of EncoderConfig; a pruned model is an ordinary model with other numbers in `layers`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flyweight.errors import CheckpointError
+from flyweight.model.linear import Embedding, Linear
+from flyweight.positions import relative_buckets
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What one layer has: number of attention heads and FFN width; 0 means that the part is gone."""
+
+    heads: int
+    ffn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Shape and variant of an encoder.
+
+    hidden: width D; head_size: d of every head (a layer with H heads has Q, K, V of (H*d, D));
+    max_positions: longest message in tokens; relative_buckets: 0 for none, else MPNet's bias with that many buckets;
+    activation: gelu | gelu_tanh | relu; norm_eps: LayerNorm's epsilon.
+    """
+
+    vocab_size: int
+    hidden: int
+    head_size: int
+    layers: tuple[LayerShape, ...]
+    max_positions: int
+    relative_buckets: int = 0
+    relative_max_distance: int = 128
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise CheckpointError(f"activation '{self.activation}' is unknown; allowed: {', '.join(ACTIVATIONS)}")
+        for name in ("vocab_size", "hidden", "head_size", "max_positions"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"encoder field {name} is {getattr(self, name)}; it must be at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: written to config.json and to the .fly manifest."""
+        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> EncoderConfig:
+        """The inverse of `to_dict`."""
+        return cls(**(fields | {"layers": tuple(LayerShape(**layer) for layer in fields["layers"])}))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with H heads of size d, then residual and LayerNorm (post-norm).
+
+    `qkv` stacks Q, K and V: (3*H*d, D). relative_bias (n_buckets, H) where the encoder has one.
+    """
+
+    def __init__(self, config: EncoderConfig, heads: int):
+        super().__init__()
+        self.heads, self.head_size = heads, config.head_size
+        self.qkv = Linear(config.hidden, 3 * heads * config.head_size)
+        self.out = Linear(heads * config.head_size, config.hidden)
+        buckets = config.relative_buckets
+        self.relative_bias = nn.Parameter(torch.zeros(buckets, heads)) if buckets else None
+        self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, mask: Tensor, buckets: Tensor | None, dropout: float) -> Tensor:
+        """x (B, T, D), mask (B, 1, 1, T) additive float, buckets (T, T) -> (B, T, D)."""
+        B, T, _ = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
+        if self.relative_bias is not None and buckets is not None:
+            mask = mask + F.embedding(buckets, self.relative_bias).permute(2, 0, 1)  # (B, H, T, T)
+        # Plain products: torch 2.13's fused attention has a bf16 backward 8x slower than this on CPUs without AMX.
+        scores = (q * self.head_size**-0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)  # (B, H, T, T)
+        y = torch.softmax(scores, dim=-1).to(v.dtype) @ v  # (B, H, T, d)
+        y = self.out(y.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
+        return self.norm(x + F.dropout(y, dropout, self.training))
+
+
+class FeedForward(nn.Module):
+    """D -> n -> D with the activation between, then residual and LayerNorm (post-norm)."""
+
+    def __init__(self, config: EncoderConfig, ffn: int):
+        super().__init__()
+        self.up = Linear(config.hidden, ffn)
+        self.down = Linear(ffn, config.hidden)
+        self.activation = ACTIVATIONS[config.activation]
+        self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, dropout: float) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        return self.norm(x + F.dropout(self.down(self.activation(self.up(x))), dropout, self.training))
+
+
+class Layer(nn.Module):
+    """Attention, then FFN; a part of size zero leaves only its bias, residual and norm.
+
+    With no head the attention output is its bias alone, with no neuron likewise: what the masked model computes.
+    """
+
+    def __init__(self, config: EncoderConfig, shape: LayerShape):
+        super().__init__()
+        self.attention = Attention(config, shape.heads)
+        self.ffn = FeedForward(config, shape.ffn)
+
+    def forward(self, x: Tensor, mask: Tensor, buckets: Tensor | None, dropout: float) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        if self.attention.heads:
+            x = self.attention(x, mask, buckets, dropout)
+        else:
+            x = self.attention.norm(x + self.attention.out.bias)
+        return self.ffn(x, dropout)
+
+
+class Encoder(nn.Module):
+    """Word and position embeddings, LayerNorm, then the layers. Hidden states (B, T, D) come out."""
+
+    def __init__(self, config: EncoderConfig, dropout: float = 0.1):
+        super().__init__()
+        self.config, self.dropout = config, dropout
+        self.words = Embedding(config.vocab_size, config.hidden)
+        self.positions = Embedding(config.max_positions, config.hidden)
+        self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+        self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids (B, T) int64, mask (B, T) bool, True for real tokens -> (B, T, D)."""
+        T = ids.shape[1]
+        x = self.norm(self.words(ids) + self.positions.weight[:T])
+        x = F.dropout(x, self.dropout, self.training)
+        additive = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)[:, None, None]
+        buckets = None
+        if self.config.relative_buckets:
+            table = relative_buckets(T, self.config.relative_buckets, self.config.relative_max_distance)
+            buckets = torch.from_numpy(table).to(x.device)
+        for layer in self.layers:
+            x = layer(x, additive, buckets, self.dropout)
+        return x

@@ -1,0 +1,49 @@
+"""What a training minimises: functions of (model, batch); a table names them.
+
+    labels   CE(intent) + CE(tags)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from flyweight.model.nlu import NLUModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B padded messages and what is known of them.
+
+    ids (B, T) int64, mask (B, T) bool; intents (B,) int64, -100 where unknown; tag_at (N,) flat positions b*T + t of
+    the words' first sub-tokens, tags (N,) int64; rows (B,) positions in the training set.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    intents: Tensor
+    tag_at: Tensor
+    tags: Tensor
+    rows: Tensor
+
+
+Loss = Callable[[NLUModel, Batch], Tensor]
+
+
+def labels_loss(model: NLUModel, batch: Batch) -> Tensor:
+    """mean_b CE(intent_b) + mean_w CE(tag_w): the two heads weigh the same; a head without labels adds nothing."""
+    logits, hidden = model(batch.ids, batch.mask)
+    loss = logits.sum() * 0.0
+    if (batch.intents >= 0).any():
+        loss = loss + F.cross_entropy(logits.float(), batch.intents, ignore_index=-100)
+    if model.tag_head is not None and len(batch.tags):
+        words = hidden.flatten(0, 1)[batch.tag_at]  # (N, D)
+        words = F.dropout(words, model.dropout, model.training)
+        loss = loss + F.cross_entropy(model.tag_head(words).float(), batch.tags)
+    return loss
+
+
+LOSSES: dict[str, Loss] = {"labels": labels_loss}
