@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
+
+from flyweight.data.messages import Entity, Message, NLUData
+
+if TYPE_CHECKING:
+    from flyweight.model.nlu import NLUModel
+
+hypothesis.settings.register_profile("flyweight", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("flyweight")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +27,53 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the public data sets are absent: FLYWEIGHT_DATA names no folder and ../shared/data is none")
     return folder
+
+
+CITIES = ["Berlin", "New York", "NYC", "Paris", "Rome", "San Francisco", "Oslo"]
+DATES = ["today", "tomorrow", "on Monday", "next week", "on May 5"]
+TEMPLATES = {
+    "book_flight": [
+        "book a flight from {city#from} to {city#to} {date}",
+        "I want to fly from {city#from} to {city#to}",
+        "get me a ticket to {city#to} {date}, please",
+    ],
+    "weather": ["what is the weather in {city} {date}?", "will it rain in {city}", "how warm will {city} be {date}"],
+    "greet": ["hello", "hi there", "good morning", "hey", "hello bot", "good evening to you"],
+    "thanks": ["thank you", "thanks a lot", "many thanks, bot", "thanks for the help", "cheers", "that was great"],
+}
+
+
+def fill(template: str, intent: str, number: int) -> Message:
+    """A template with its slots filled; `number` chooses the values."""
+    text, entities = "", []
+    for piece in re.split(r"(\{[^}]+\})", template):
+        if piece.startswith("{"):
+            entity, _, role = piece[1:-1].partition("#")
+            values = CITIES if entity == "city" else DATES
+            value = values[(number + len(entities) * 3) % len(values)]
+            entities.append(Entity(len(text), len(text) + len(value), entity, role=role or None))
+            piece = value
+        text += piece
+    return Message(text, intent, tuple(entities))
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> NLUData:
+    """60 training, 12 validation, 12 test messages: 4 intents; city (with roles from, to) and date; one synonym."""
+    filled: dict[str, list[Message]] = {}
+    for intent, templates in TEMPLATES.items():
+        ends = [""] if "{" in templates[0] else ["", " !", " :)", " now"]
+        filled[intent] = [fill(templates[i % len(templates)] + ends[i % len(ends)], intent, i) for i in range(21)]
+    filled["greet"][15] = Message("cheers", "greet")  # "thanks" in training: keeps the fitted temperature off its limit
+    splits = [tuple(m for row in filled.values() for m in row[a:b]) for a, b in ((0, 15), (15, 18), (18, 21))]
+    return NLUData(*splits, synonyms={"NYC": "New York"}, source="tests")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_data: NLUData) -> NLUModel:
+    """`small` trained for some seconds on tiny_data. Shared: copy it before changing it."""
+    from flyweight.training.loop import TrainingSettings
+    from flyweight.training.teacher import train
+
+    settings = TrainingSettings(epochs=8, batch_size=8, learning_rate=2e-3)
+    return train(tiny_data, "small", settings, progress=False)

@@ -9,7 +9,7 @@ import pytest
 
 from flyweight.data import Entity, Message
 from flyweight.data.rasa_yaml import is_rasa_file, parse_annotations, rasa_files, read_rasa_yaml
-from flyweight.errors import DataError, MissingExtra
+from flyweight.errors import DataError, MissingExtraError
 
 HERE = Path("nlu.yml")
 
@@ -263,7 +263,7 @@ def test_folder_without_nlu(tmp_path: Path) -> None:
 def test_missing_pyyaml_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     path = write(tmp_path / "nlu.yml", GOLDEN)
-    with pytest.raises(MissingExtra) as caught:
+    with pytest.raises(MissingExtraError) as caught:
         read_rasa_yaml(path)
     assert str(caught.value) == (
         "reading Rasa YAML needs the package 'PyYAML'; install it with: pip install 'flyweight[workshop]'"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flyweight.data.messages import Message
-from flyweight.errors import DataError, MissingExtra
+from flyweight.errors import DataError, MissingExtraError
 from flyweight.measure.classic import ClassicClassifier
 from flyweight.measure.quality import evaluate
 
@@ -66,7 +66,7 @@ def test_one_intent_is_refused() -> None:
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    with pytest.raises(MissingExtra, match=r"the TF-IDF \+ SVM line needs the package 'scikit-learn'"):
+    with pytest.raises(MissingExtraError, match=r"the TF-IDF \+ SVM line needs the package 'scikit-learn'"):
         ClassicClassifier.fit(MESSAGES)
 
 

@@ -1,7 +1,7 @@
 """Logits -> answers: the one decoding shared by the PyTorch model and the runtime.
 
-    p = softmax(logits / temperature)         intent confidence
-    tags = best legal BIO path                entities, then synonyms give their values
+p = softmax(logits / temperature)         intent confidence
+tags = best legal BIO path                entities, then synonyms give their values
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Every exception Flyweight raises on purpose: one tree, one clear line each.
 
     FlyweightError
-    ├── DataError         a data file or a message is not what a reader expects (file, line, found, allowed)
-    ├── ConfigError       a setting of a technique, a training or a command is out of range
-    ├── CheckpointError   a base model or a saved model folder cannot be read
-    ├── ArtifactError     a .fly file is damaged, of a newer version, or not a .fly file
-    ├── ParityError       an exported model does not answer like its parent, or golden samples differ
-    └── MissingExtra      an optional package is needed: says which `pip install` brings it
+    ├── DataError          a data file or a message is not what a reader expects (file, line, found, allowed)
+    ├── ConfigError        a setting of a technique, a training or a command is out of range
+    ├── CheckpointError    a base model or a saved model folder cannot be read
+    ├── ArtifactError      a .fly file is damaged, of a newer version, or not a .fly file
+    ├── ParityError        an exported model does not answer like its parent, or golden samples differ
+    └── MissingExtraError  an optional package is needed: says which `pip install` brings it
 
 A message says what was found, what is allowed and what to do next, in one line. The command line prints it and
 exits with 1. `assert` is for our own mistakes, never for the user's input.
@@ -45,7 +45,7 @@ class ParityError(FlyweightError):
     """Two things that must give the same answer do not."""
 
 
-class MissingExtra(FlyweightError):
+class MissingExtraError(FlyweightError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str, what: str):

@@ -33,7 +33,9 @@ def bar(what: str, total: int, done: int = 0, show: bool = True) -> Iterator[Adv
             task = live.add_task(what, total=total, completed=done, note="")
 
             def advance(n: int = 1, note: str = "") -> None:
-                live.update(task, advance=n, **({"note": note} if note else {}))
+                live.advance(task, n)
+                if note:
+                    live.update(task, note=note)
 
             yield advance
     else:

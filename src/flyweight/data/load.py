@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from flyweight.data import rasa_yaml, seq_folder, tabular
 from flyweight.data.messages import Message, NLUData
@@ -61,11 +62,12 @@ def load_data(
     own = {name: part.train for name, part in parts.items()}
     notes = [note for name in ("validation", "test") if name in own for note in _notes(own[name], own["train"], name)]
     train = own["train"]
-    if "test" not in own:
-        train, own["test"] = split(train, test, seed)
-    if "validation" not in own:
-        train, own["validation"] = split(train, validation, seed)
-    data = replace(parts["train"], source=str(path), notes=tuple(notes))
+    held_out: dict[str, float] = {}
+    for name, share in (("test", test), ("validation", validation)):
+        if name not in own:
+            train, own[name] = split(train, share, seed)
+            held_out |= {name: share, "seed": seed}
+    data = replace(parts["train"], source=str(path), notes=tuple(notes), split=held_out)
     return data.with_splits(train, own["validation"], own["test"])
 
 
@@ -79,6 +81,36 @@ def read_messages(
 
 
 _IN_ORDER = ("train", "validation", "test")
+DEFAULT_SPLIT: dict[str, float] = {"test": 0.2, "validation": 0.1, "seed": 0}
+Part = Literal["auto", "train", "validation", "test", "all"]
+
+
+def evaluation_messages(
+    path: str | Path,
+    part: Part = "auto",
+    *,
+    trained_on: str = "",
+    split_settings: dict[str, float] | None = None,
+    text_column: str | None = None,
+    intent_column: str | None = None,
+) -> tuple[tuple[Message, ...], str]:
+    """The messages that a model should be judged on, and a line that says which those are.
+
+    `auto`: the source's own test part; else, if the model was trained on this very source (`trained_on` is its
+    fingerprint), the part that was held out then; else everything, for the model has seen none of it.
+    """
+    settings: dict[str, Any] = DEFAULT_SPLIT | (split_settings or {})
+    data = load_data(path, **settings, text_column=text_column, intent_column=intent_column)
+    if part == "all":
+        return data.messages, f"all {len(data.messages)} messages"
+    if part == "auto" and "test" in data.split and data.fingerprint() != trained_on:
+        return data.messages, f"all {len(data.messages)} messages (the model was not trained on this source)"
+    chosen = {"train": data.train, "validation": data.validation}.get(part, data.test)
+    name = "test" if part == "auto" else part
+    if not chosen:
+        raise DataError(f"no {name} messages", allowed="choose another part: train, validation, test or all", path=path)
+    how = "held out of" if name in data.split else "the source's own part of"
+    return chosen, f"{len(chosen)} {name} messages, {how} {path}"
 
 
 def _resolve(path: str | Path) -> Path:

@@ -1,8 +1,8 @@
 """What every reader makes: messages with an intent and entity spans, in splits.
 
-    Entity   [start, end) in characters, a type, and optionally value, role, group
-    Message  text, intent, entities
-    NLUData  train / validation / test messages, synonyms, lookups, regexes
+Entity   [start, end) in characters, a type, and optionally value, role, group
+Message  text, intent, entities
+NLUData  train / validation / test messages, synonyms, lookups, regexes
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class NLUData:
     """Messages in three splits, and what the source says beside them.
 
     `synonyms` maps a written form (as found) to its value; `lookups` and `regexes` map a name to a list of
-    strings. `notes` are one-line warnings for the user (a leak between the source's own files, say).
+    strings. `notes` are one-line warnings for the user (a leak between the source's own files, say). `split` records
+    how parts were held out ({"test": 0.2, "validation": 0.1, "seed": 0}, only for parts that the source did not bring).
     """
 
     train: tuple[Message, ...]
@@ -67,6 +68,7 @@ class NLUData:
     regexes: dict[str, list[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     source: str = ""
+    split: dict[str, float] = field(default_factory=dict)
 
     @property
     def messages(self) -> tuple[Message, ...]:

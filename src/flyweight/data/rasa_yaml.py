@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from flyweight.data.messages import Entity, Message, NLUData
 from flyweight.data.source import entity_attributes, listed, make_entity, read_text, shown
-from flyweight.errors import DataError, MissingExtra
+from flyweight.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     import yaml
@@ -236,7 +236,7 @@ def _compose(path: Path) -> yaml.Node | None:
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtra("PyYAML", "workshop", "reading Rasa YAML") from error
+        raise MissingExtraError("PyYAML", "workshop", "reading Rasa YAML") from error
     text = read_text(path)
     try:
         # The C loader, where PyYAML was built with it, gives the same nodes and marks about 40 times faster

@@ -1,0 +1,1 @@
+"""From a model in PyTorch to files that the service half reads."""

@@ -27,7 +27,7 @@ def pack(form: Form) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def unpack(entry: dict[str, Any], arrays: dict[str, np.ndarray], where: str = "weight") -> Form:
     """The inverse of `pack`; every size is checked before use. Errors: ArtifactError."""
-    cls = FORMS.get(entry.get("form", ""))
+    cls = FORMS.get(str(entry.get("form")))
     if cls is None:
         raise ArtifactError(f"{where}: form '{entry.get('form')}' is unknown; this version reads {', '.join(FORMS)}")
     shape = entry.get("shape")
@@ -37,5 +37,5 @@ def unpack(entry: dict[str, Any], arrays: dict[str, np.ndarray], where: str = "w
         return cls.from_arrays((shape[0], shape[1]), entry, arrays)
     except KeyError as error:
         raise ArtifactError(f"{where}: form '{entry['form']}' lacks {error}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ArtifactError(f"{where}: {error}") from error

@@ -72,8 +72,15 @@ class Codes:
     def from_arrays(cls, shape: tuple[int, int], entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Codes:
         """Checked inverse of `arrays`; a code beyond the table is refused."""
         k, n_tables = entry["centres"], {"row": shape[0], "matrix": 1}.get(entry["per"], -1)
-        if not isinstance(k, int) or not 2 <= k <= MAX_CENTRES or n_tables < 0 or entry["table"] not in ("int8", "float32"):
-            raise ValueError(f"codes entry {entry}; allowed: 2 to {MAX_CENTRES} centres, per row or matrix, int8 or float32")
+        if (
+            not isinstance(k, int)
+            or not 2 <= k <= MAX_CENTRES
+            or n_tables < 0
+            or entry["table"] not in ("int8", "float32")
+        ):
+            raise ValueError(
+                f"codes entry {entry}; allowed: 2 to {MAX_CENTRES} centres, per row or matrix, int8 or float32"
+            )
         bits = code_bits(k)
         packed = expect(arrays["codes"], "codes", np.uint8, (shape[0], row_bytes(shape[1], bits)))
         codes = unpack_bits(packed, shape[1], bits)
@@ -108,7 +115,7 @@ def unpack_bits(packed: np.ndarray, columns: int, bits: int) -> np.ndarray:
     """The inverse of `pack_bits`: -> (R, columns) uint8."""
     if bits == 8:
         return packed
-    flags = np.unpackbits(packed, axis=1, count=columns * bits, bitorder="little").reshape(-1, columns, bits)
+    flags = np.unpackbits(packed, axis=1, count=columns * bits, bitorder="little").reshape(len(packed), columns, bits)
     return np.packbits(flags, axis=2, bitorder="little")[:, :, 0]
 
 

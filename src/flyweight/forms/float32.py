@@ -49,4 +49,6 @@ def expect(array: np.ndarray, name: str, dtype: type, shape: tuple[int, ...]) ->
         raise ValueError(f"'{name}' is {array.dtype.name} {list(array.shape)}; it must be {want}")
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError(f"'{name}' holds NaN or infinite values; weights must be finite")
+    if array.dtype == np.int8 and array.size and array.min() == -128:
+        raise ValueError(f"'{name}' holds -128; int8 weights must be from -127 to 127")
     return array

@@ -57,7 +57,9 @@ class Int8:
         shift = entry["shift"]
         if n_scales < 0 or not isinstance(shift, int) or abs(shift) > LIMIT:
             raise ValueError(f"per={entry['per']!r}, shift={shift!r}; allowed: row or matrix, an integer in +-127")
-        return cls(expect(arrays["q"], "q", np.int8, shape), expect(arrays["scale"], "scale", np.float32, (n_scales,)), shift)
+        return cls(
+            expect(arrays["q"], "q", np.int8, shape), expect(arrays["scale"], "scale", np.float32, (n_scales,)), shift
+        )
 
 
 def int8_rows(w: np.ndarray) -> Int8:

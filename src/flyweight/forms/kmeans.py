@@ -2,12 +2,14 @@
 
 In one dimension clusters are intervals of the sorted values, so prefix sums give an interval's mean and error in O(1):
 `exact` is the dynamic programme (the specification, O(k n^2)); `centres` is what is used on millions of weights:
-a start, then Lloyd on the sorted values to convergence. The start is exact on a histogram for one matrix of few centres,
-for rows the best of agglomeration (Ward's merging of neighbours, which keeps outliers apart) and companding.
+a start, then Lloyd on the sorted values to convergence. The start is exact on a histogram for one matrix of few
+centres, for rows the best of agglomeration (Ward's merging of neighbours, which keeps outliers apart) and companding.
 Sources: Wang & Song 2011 (Ckmeans.1d.dp); Lloyd 1982; Ward 1963; equal steps of density^(1/3): Panter & Dite 1951.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 
@@ -41,7 +43,7 @@ def exact(values: np.ndarray, k: int, counts: np.ndarray | None = None) -> np.nd
         edges.append(int(start[j_last]))
         j_last = edges[-1] - 1
     bounds = [0, *reversed(edges), len(v)]
-    found = [(h[a:b] @ v[a:b]) / h[a:b].sum() for a, b in zip(bounds, bounds[1:], strict=False)]
+    found = [(h[a:b] @ v[a:b]) / h[a:b].sum() for a, b in itertools.pairwise(bounds)]
     return np.array(found + [found[-1]] * (k - len(found)))
 
 

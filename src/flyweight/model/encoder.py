@@ -7,8 +7,9 @@ are plain fields of EncoderConfig; a pruned model is an ordinary model with othe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,11 @@ from flyweight.errors import CheckpointError
 from flyweight.model.linear import Embedding, Linear
 from flyweight.positions import relative_buckets
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +129,7 @@ class Layer(nn.Module):
         if self.attention.heads:
             x = self.attention(x, mask, buckets, dropout)
         else:
+            assert self.attention.out.bias is not None  # encoder matrices always have a bias
             x = self.attention.norm(x + self.attention.out.bias)
         return self.ffn(x, dropout)
 
@@ -137,7 +143,7 @@ class Encoder(nn.Module):
         self.words = Embedding(config.vocab_size, config.hidden)
         self.positions = Embedding(config.max_positions, config.hidden)
         self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
-        self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
+        self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(config, shape) for shape in config.layers))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, T) int64, mask (B, T) bool, True for real tokens -> (B, T, D)."""

@@ -1,8 +1,8 @@
 """The joint NLU model in PyTorch: encoder, intent head, entity head; answers, saving, loading.
 
-    pooled = mean | cls | cls+tanh of the last hidden states       (B, D)
-    intent = pooled W^T + b   (linear), or inner products with label embeddings (similarity)
-    tags   = hidden W^T + b on each word's first sub-token         absent without entities
+pooled = mean | cls | cls+tanh of the last hidden states       (B, D)
+intent = pooled W^T + b   (linear), or inner products with label embeddings (similarity)
+tags   = hidden W^T + b on each word's first sub-token         absent without entities
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flyweight.answers import Answer, Labels
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
 from flyweight.forms import Float32, Form, pack, unpack
 from flyweight.model.encoder import Encoder, EncoderConfig
-from flyweight.model.linear import Embedding, Linear, Matrix, set_form
+from flyweight.model.linear import Linear, Matrix, set_form
 from flyweight.tokenizer import Encoded, Tokenizer
 
 Pooling = Literal["mean", "cls", "cls+tanh"]

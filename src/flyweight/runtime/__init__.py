@@ -1,0 +1,1 @@
+"""The service half: answer messages from a .fly file, without torch."""

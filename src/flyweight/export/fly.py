@@ -1,0 +1,112 @@
+"""Write a model as a .fly file: gate, golden samples, model card.
+
+The gate: the written file must answer the golden messages like the PyTorch model, or nothing is written.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyweight import __version__
+from flyweight.artifact import Artifact, read, write
+from flyweight.errors import ConfigError, ParityError
+from flyweight.forms import pack
+from flyweight.model.nlu import NLUModel
+from flyweight.runtime.reference import Reference
+
+# Two right evaluations of one file differ by float rounding, and where a rounding moves an activation over the middle
+# of an int8 step, by that step and what follows from it. How much that is depends on the model, so it is measured:
+# float32 against float64 on the golden messages, times this factor, and at least the floor below.
+TOLERANCE_FACTOR = 8.0
+TOLERANCE_FLOOR = 1e-3  # of the largest golden logit
+
+
+def save(model: NLUModel, path: str | Path) -> Path:
+    """Save a model: `*.fly` exports an artifact for the service half, any other name is a model folder.
+
+    Errors: ParityError when the file does not answer like the model; nothing is written then.
+    """
+    path = Path(path)
+    return export_fly(model, path) if path.suffix == ".fly" else model.save(path)
+
+
+def export_fly(model: NLUModel, path: Path) -> Path:
+    """Write the .fly file through a temporary neighbour, so that a failing gate leaves nothing behind."""
+    if not model.card.golden:
+        raise ConfigError("the model has no golden messages; models made by train() have them")
+    model = model.copy().to("cpu").eval()
+    trial = path.with_name(f".{path.name}.trial")
+    try:
+        manifest, arrays = contents(model)
+        write(trial, manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays)
+        golden, golden_arrays = golden_samples(model, read(trial))
+        return write(path, manifest | {"golden": golden}, arrays | golden_arrays)
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Manifest (without golden samples) and arrays of a model."""
+    arrays: dict[str, np.ndarray] = {}
+    weights: dict[str, Any] = {}
+    for name, form, activations in model.forms():
+        entry, parts = pack(form)
+        weights[name] = entry | {"activations": activations}
+        arrays |= {f"{name}.{part}": a for part, a in parts.items()}
+    arrays |= {name: v.detach().float().cpu().numpy() for name, v in model.vectors()}
+    arrays["tokenizer.json"] = np.frombuffer(model.tokenizer.source.encode(), np.uint8)
+    card = asdict(model.card)
+    lineage = {k: card[k] for k in ("base", "data_fingerprint", "split", "steps")}
+    manifest = {
+        "model": model.describe(),
+        "weights": weights,
+        "tokenizer_sha256": model.tokenizer.sha256,
+        "lineage": lineage | {"versions": versions()},
+        "metrics": card["metrics"],
+    }
+    return manifest, arrays
+
+
+def golden_samples(model: NLUModel, artifact: Artifact) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Golden messages with the file's logits and the tolerance; the gate against the PyTorch model.
+
+    tolerance = max(8 * max|float32 - float64|, 1e-3 * max|logit|) over the golden messages.
+    """
+    texts = model.card.golden
+    encoded = model.tokenizer.encode_batch(texts)
+    single = _stack(Reference(artifact).logits(encoded))
+    double = _stack(Reference(artifact, np.float64).logits(encoded))
+    largest = max(float(np.abs(a).max(initial=0.0)) for a in single)
+    rounding = max(float(np.abs(a - b).max(initial=0.0)) for a, b in zip(single, double, strict=True))
+    tolerance = max(TOLERANCE_FACTOR * rounding, TOLERANCE_FLOOR * largest)
+    parent = _stack(model.logits(encoded))
+    difference = max(float(np.abs(a - b).max(initial=0.0)) for a, b in zip(single, parent, strict=True))
+    if not difference <= tolerance:
+        raise ParityError(
+            f"the exported file differs from the model by {difference:.3g} on its golden messages, "
+            f"allowed is {tolerance:.3g}; nothing was written"
+        )
+    names = ("golden.intent", "golden.tags")
+    arrays = {name: a.astype(np.float32) for name, a in zip(names, single, strict=False)}
+    return {"texts": texts, "tolerance": tolerance, "made_by": Reference.name}, arrays
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made the file."""
+    found = {"flyweight": __version__, "python": platform.python_version()}
+    for package in ("numpy", "torch", "tokenizers"):
+        found[package] = metadata.version(package)
+    return found
+
+
+def _stack(logits: list[tuple[np.ndarray, np.ndarray | None]]) -> list[np.ndarray]:
+    """Intent logits (n, C) and, with an entity head, tag logits of all words (W, n_tags)."""
+    stacked = [np.stack([intent for intent, _ in logits])]
+    tags = [t for _, t in logits if t is not None]
+    return [*stacked, np.concatenate(tags)] if tags else stacked

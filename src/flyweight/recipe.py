@@ -1,0 +1,208 @@
+"""A recipe: an ordered list of techniques; the runner applies them and makes a receipt of each.
+
+Recipe.load("fast.yml")      techniques: [{codebook: {encoder: 16}}, ...]
+compress(teacher, data, [Int8()])
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flyweight.data.messages import Message, NLUData
+from flyweight.errors import ConfigError, MissingExtraError
+from flyweight.export.fly import export_fly
+from flyweight.measure.latency import compare, ratio, single_thread
+from flyweight.measure.memory import disk_bytes, peak_rss_mb
+from flyweight.measure.quality import Quality, evaluate_answers
+from flyweight.model.nlu import NLUModel
+from flyweight.progress import bar
+from flyweight.runtime.parser import load
+from flyweight.techniques import TECHNIQUES
+from flyweight.techniques.room import Run, Technique, technique
+from flyweight.training.teacher import calibrate
+
+N_LATENCY_CALLS = 60
+N_QUALITY_MESSAGES = 1000
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one technique did, measured on the exported file and the validation messages.
+
+    n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
+    message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
+    `engine` names what executed the file; latency of the NumPy reference says nothing about the engine.
+    """
+
+    technique: str
+    settings: dict[str, Any]
+    n_parameters: int
+    file_bytes: int
+    quality: dict[str, Any]
+    latency_ms: float | None
+    parent_ms: float | None
+    engine: str
+    minutes: float
+    peak_memory_mb: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Techniques in the order in which they are applied."""
+
+    techniques: tuple[Technique, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a YAML file: `techniques:` a list of names, or of {name: {setting: value}}. Errors: ConfigError."""
+        try:
+            import yaml
+        except ImportError as error:
+            raise MissingExtraError("PyYAML", "workshop", "reading a recipe") from error
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"recipe {path} does not exist; name a YAML file with a list 'techniques'")
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(found, dict) or list(found) != ["techniques"] or not isinstance(found["techniques"], list):
+            raise ConfigError(f"recipe {path}: one key is allowed, 'techniques', with a list")
+        return cls(tuple(_from_yaml(item, path) for item in found["techniques"]))
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Recipe:
+        """Read `int8` or `codebook:encoder=4,embeddings=none` (the command line's form). Errors: ConfigError."""
+        techniques = []
+        for word in words:
+            name, _, settings = word.partition(":")
+            pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+            wrong = [key for key, equals, _ in pairs if not equals]
+            if wrong:
+                raise ConfigError(f"technique '{word}': '{wrong[0]}' has no value; write {name}:setting=value,...")
+            techniques.append(technique(TECHNIQUES, name, {key: _value(text) for key, _, text in pairs}))
+        return cls(tuple(techniques))
+
+
+def compress(
+    teacher: NLUModel,
+    data: NLUData,
+    recipe: Recipe | Sequence[Technique],
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    folder: str | Path | None = None,
+    measure: bool = True,
+    progress: bool = True,
+) -> NLUModel:
+    """Apply techniques in order; the temperature is fitted again after the last. Returns a new model.
+
+    Receipts lie in `model.card.steps`, one a technique, and travel into the .fly file. measure=False leaves out their
+    quality and latency. Errors: ConfigError, ParityError (a step's file does not answer like its model).
+    """
+    techniques = recipe.techniques if isinstance(recipe, Recipe) else tuple(recipe)
+    if not techniques:
+        raise ConfigError(f"no technique given; allowed: {', '.join(TECHNIQUES)}")
+    run = Run(data, teacher, seed=seed, device=device, folder=str(folder) if folder else None, progress=progress)
+    model = teacher
+    messages = measured_messages(data)
+    parent_answers = teacher.answers([m.text for m in messages]) if measure else []
+    for step in techniques:
+        start = time.monotonic()
+        child = step.apply(model, run)
+        calibrate(child, data.validation)
+        minutes = (time.monotonic() - start) / 60
+        receipt = make_receipt(step, child, teacher, messages, parent_answers, minutes, progress)
+        child.card = replace(model.card, steps=[*model.card.steps, receipt.to_dict()])
+        model = child
+    model.card = replace(model.card, metrics={"validation": model.card.steps[-1]["quality"]})
+    return model
+
+
+def measured_messages(data: NLUData) -> tuple[Message, ...]:
+    """What receipts are measured on: validation messages, training ones where there are none; never test."""
+    return (data.validation or data.train)[:N_QUALITY_MESSAGES]
+
+
+def make_receipt(
+    step: Technique,
+    child: NLUModel,
+    teacher: NLUModel,
+    messages: Sequence[Message],
+    parent_answers: list[Any],
+    minutes: float,
+    progress: bool,
+) -> Receipt:
+    """Export the child to a temporary file and measure that file. Without parent answers only its size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_fly(child, Path(folder) / "step.fly")
+        nlu = load(path)
+        quality: dict[str, Any] = {}
+        latency_ms = parent_ms = None
+        if parent_answers:
+            answers = []
+            with bar(f"measuring {name_of(step)}", len(messages), show=progress) as advance:
+                for start in range(0, len(messages), 64):
+                    part = messages[start : start + 64]
+                    answers += nlu.answers([m.text for m in part])
+                    advance(len(part))
+            quality = summary(evaluate_answers(answers, messages, against=parent_answers))
+            with single_thread():
+                texts = [m.text for m in messages]
+                timed = compare({"parent": teacher.parse, "child": nlu.parse}, texts, n_calls=N_LATENCY_CALLS)
+            latency_ms, parent_ms = timed["child"].mean_ms, timed["parent"].mean_ms
+            quality["speedup"] = round(ratio(timed["parent"], timed["child"]).of_means, 3)
+        return Receipt(
+            technique=name_of(step),
+            settings=dict(vars(step)),
+            n_parameters=child.n_parameters(),
+            file_bytes=disk_bytes(path),
+            quality=quality,
+            latency_ms=None if latency_ms is None else round(latency_ms, 4),
+            parent_ms=None if parent_ms is None else round(parent_ms, 4),
+            engine=nlu.engine.name,
+            minutes=round(minutes, 3),
+            peak_memory_mb=round(peak_rss_mb(), 1),
+        )
+
+
+def summary(quality: Quality) -> dict[str, Any]:
+    """Quality as JSON without the list of flips (those belong to `evaluate`)."""
+    return {k: v for k, v in quality.to_dict().items() if k != "flips"}
+
+
+def name_of(step: Technique) -> str:
+    """A technique's name in the table."""
+    return next(name for name, cls in TECHNIQUES.items() if type(step) is cls)
+
+
+def _from_yaml(item: object, path: Path) -> Technique:
+    if isinstance(item, str):
+        return technique(TECHNIQUES, item, {})
+    if isinstance(item, dict) and len(item) == 1:
+        ((name, settings),) = item.items()
+        if settings is None or isinstance(settings, dict):
+            return technique(TECHNIQUES, str(name), settings or {})
+    raise ConfigError(f"recipe {path}: {item!r} is no technique; allowed: a name, or name: {{setting: value}}")
+
+
+def _value(text: str) -> Any:
+    """none, true, false, whole numbers, decimals; anything else is a word."""
+    words: dict[str, Any] = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,1 @@
+"""Tables for people: models side by side on the same messages."""

@@ -1,0 +1,83 @@
+"""Models side by side on the same messages: quality, flips against the first, size, milliseconds.
+
+The first model is the parent: losses and flips are counted against it, speed-ups are its mean time over theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flyweight.answers import Answer, Answerer
+from flyweight.data.messages import Message
+from flyweight.measure.latency import Latency, compare, ratio, single_thread
+from flyweight.measure.memory import disk_bytes
+from flyweight.measure.quality import Quality, evaluate_answers
+from flyweight.progress import bar
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model of a comparison: its name, what executes it, and where it lies on disk (None: only in memory)."""
+
+    name: str
+    engine: str
+    model: Answerer
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. speedup: parent's mean time / this one's; None where time was not measured."""
+
+    name: str
+    engine: str
+    quality: Quality
+    size_bytes: int | None
+    latency: Latency | None
+    speedup: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, flips included."""
+        return {
+            "name": self.name,
+            "engine": self.engine,
+            "quality": self.quality.to_dict(),
+            "size_bytes": self.size_bytes,
+            "latency": self.latency.to_dict() if self.latency else None,
+            "speedup": self.speedup,
+        }
+
+
+def comparison(
+    contenders: Sequence[Contender], messages: Sequence[Message], *, n_latency_calls: int = 0, progress: bool = True
+) -> list[Row]:
+    """Ask every contender every message; time them interleaved on one thread if n_latency_calls > 0."""
+    texts = [m.text for m in messages]
+    answers: list[list[Answer]] = []
+    with bar("asking", len(texts) * len(contenders), show=progress) as advance:
+        for c in contenders:
+            found: list[Answer] = []
+            for start in range(0, len(texts), 64):
+                found += c.model.answers(texts[start : start + 64])
+                advance(len(texts[start : start + 64]), note=c.name)
+            answers.append(found)
+    timed: dict[str, Latency] = {}
+    if n_latency_calls:
+        calls = {c.name: ask_one(c.model) for c in contenders}
+        with single_thread(), bar("timing", n_latency_calls, show=progress) as advance:
+            timed = compare(calls, texts, n_calls=n_latency_calls, progress=lambda *_: advance(1))
+    rows = []
+    for i, (c, found) in enumerate(zip(contenders, answers, strict=True)):
+        quality = evaluate_answers(found, messages, against=answers[0] if i else None)
+        latency = timed.get(c.name)
+        speedup = ratio(timed[contenders[0].name], latency).of_means if latency else None
+        rows.append(Row(c.name, c.engine, quality, disk_bytes(c.path) if c.path else None, latency, speedup))
+    return rows
+
+
+def ask_one(model: Answerer) -> Callable[[str], object]:
+    """What is timed: one message in, one answer out."""
+    return lambda text: model.answers([text])

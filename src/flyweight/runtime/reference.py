@@ -1,0 +1,246 @@
+"""The forward pass in NumPy: every model kind and weight form, readable, the independent check of the engine.
+
+It computes with the integers that the engine multiplies (int8 weights or int8 centres by int8 activations, exact sums)
+and floats elsewhere. It is no fast path: codes are unpacked and widened at load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flyweight.artifact import Artifact
+from flyweight.errors import ArtifactError
+from flyweight.forms import Codes, Float32, Int8
+from flyweight.positions import relative_buckets
+from flyweight.tokenizer import Encoded
+
+# Integers up to 2^24 are exact in float32: 1024 products of at most 127 * 127 sum to 16,516,096 < 16,777,216.
+EXACT_COLUMNS = 1024
+
+
+class Reference:
+    """The model of a .fly file. `dtype` float64 shows how much float32 rounding matters (golden tolerance)."""
+
+    name = "numpy"
+
+    def __init__(self, artifact: Artifact, dtype: Any = np.float32):
+        model = artifact.manifest["model"]
+        try:
+            self.config, self.pooling = model["encoder"], model["pooling"]
+            layers = self.config["layers"]
+            self.dtype = dtype
+            self.words = _Matrix(artifact, "embeddings.words", dtype)
+            self.positions = _Matrix(artifact, "embeddings.positions", dtype)
+            self.norm = _Norm(artifact, "embeddings.norm", self.config)
+            self.layers = [_Layer(artifact, f"layers.{i}", self.config, s, dtype) for i, s in enumerate(layers)]
+            self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling == "cls+tanh" else None
+            self.intent = _Matrix(artifact, "heads.intent", dtype)
+            self.tags = _Matrix(artifact, "heads.tags", dtype) if model["labels"]["entity_labels"] else None
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{artifact.path}: the manifest's model lacks {error}; export it again") from error
+        self._check_shapes(artifact)
+
+    def _check_shapes(self, artifact: Artifact) -> None:
+        c, n_intents = self.config, len(artifact.manifest["model"]["labels"]["intents"])
+        wanted = [
+            (self.words, (c["vocab_size"], c["hidden"])),
+            (self.positions, (c["max_positions"], c["hidden"])),
+            (self.intent, (n_intents, c["hidden"])),
+        ]
+        for layer, s in zip(self.layers, c["layers"], strict=True):
+            width = s["heads"] * c["head_size"]
+            wanted += [
+                (layer.qkv, (3 * width, c["hidden"])),
+                (layer.out, (c["hidden"], width)),
+                (layer.up, (s["ffn"], c["hidden"])),
+                (layer.down, (c["hidden"], s["ffn"])),
+            ]
+        for matrix, shape in wanted:
+            if matrix.shape != shape:
+                raise ArtifactError(f"{artifact.path}: {matrix.name} is {matrix.shape}; the model says {shape}")
+
+    def logits(self, encoded: list[Encoded]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Logits of each message: intent (C,), tags (W, n_tags) or None. Messages are ragged: no padding."""
+        return [self._forward(e) for e in encoded]
+
+    def _forward(self, e: Encoded) -> tuple[np.ndarray, np.ndarray | None]:
+        n = len(e.ids)
+        x = self.norm(self.words.rows(e.ids) + self.positions.rows(np.arange(n)))  # (T, D)
+        buckets = None
+        if self.config["relative_buckets"]:
+            buckets = relative_buckets(n, self.config["relative_buckets"], self.config["relative_max_distance"])
+        for layer in self.layers:
+            x = layer(x, buckets)
+        pooled = x.sum(axis=0) / self.dtype(n) if self.pooling == "mean" else x[0]
+        if self.pooler is not None:
+            pooled = np.tanh(self.pooler(pooled[None])[0])
+        tags = None if self.tags is None else self.tags(x[e.first])
+        return self.intent(pooled[None])[0], tags
+
+
+class _Matrix:
+    """y = x W^T + b, or rows of an embedding, as the weight form and its activations say."""
+
+    def __init__(self, artifact: Artifact, name: str, dtype: Any):
+        form = artifact.form(name)
+        self.name, self.shape, self.dtype = name, form.shape, dtype
+        self.integer = artifact.manifest["weights"][name].get("activations") == "int8"
+        bias = artifact.arrays.get(f"{name}.bias")
+        if bias is not None and bias.shape != (form.shape[0],):
+            raise ArtifactError(f"{artifact.path}: {name}.bias has shape {bias.shape}; allowed: ({form.shape[0]},)")
+        self.bias = np.zeros(form.shape[0], dtype) if bias is None else bias.astype(dtype)
+        if not self.integer:
+            self.weight = form.dense().astype(dtype)
+            return
+        if isinstance(form, Float32) or (isinstance(form, Codes) and form.scale is None):
+            raise ArtifactError(f"{artifact.path}: {name} has float weights; int8 activations need integer weights")
+        self.weight = (form.q if isinstance(form, Int8) else form.integers()).astype(np.float32)
+        self.shift = form.shift if isinstance(form, Int8) else 0
+        self.scale = np.asarray(form.scale, np.float32)
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """(T,) -> (T, D)."""
+        return self.weight[ids]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """x (T, n_in) -> (T, n_out)."""
+        if not self.integer:
+            return x @ self.weight.T + self.bias
+        q, s_x = quantize_rows(x)
+        total = np.zeros((len(x), self.shape[0]), np.float64)
+        for at in range(0, self.shape[1], EXACT_COLUMNS):
+            block = slice(at, at + EXACT_COLUMNS)
+            total += q[:, block] @ self.weight[:, block].T
+        if self.shift:
+            total -= self.shift * q.sum(axis=1, dtype=np.float64)[:, None]
+        scale = s_x[:, None] * self.scale[None, :].astype(x.dtype)
+        # float64 holds the product of a 24-bit sum and a 24-bit scale exactly: one rounding, like fma.
+        return (total * scale + self.bias).astype(x.dtype)
+
+
+class _Norm:
+    """LayerNorm: (x - mean) / sqrt(var + eps) * weight + bias, var without Bessel's correction."""
+
+    def __init__(self, artifact: Artifact, name: str, config: dict[str, Any]):
+        self.weight, self.bias = (vector(artifact, f"{name}.{k}", config["hidden"]) for k in ("weight", "bias"))
+        self.eps = config["norm_eps"]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = (centred * centred).mean(axis=-1, keepdims=True)
+        return centred / np.sqrt(variance + x.dtype.type(self.eps)) * self.weight + self.bias
+
+
+class _Layer:
+    """Attention and FFN of one layer; sizes of zero leave bias, residual and norm."""
+
+    def __init__(self, artifact: Artifact, name: str, config: dict[str, Any], shape: dict[str, int], dtype: Any):
+        self.heads, self.head_size = shape["heads"], config["head_size"]
+        self.qkv = _Matrix(artifact, f"{name}.attention.qkv", dtype)
+        self.out = _Matrix(artifact, f"{name}.attention.out", dtype)
+        self.up = _Matrix(artifact, f"{name}.ffn.up", dtype)
+        self.down = _Matrix(artifact, f"{name}.ffn.down", dtype)
+        self.attention_norm = _Norm(artifact, f"{name}.attention.norm", config)
+        self.ffn_norm = _Norm(artifact, f"{name}.ffn.norm", config)
+        self.activation = ACTIVATIONS[config["activation"]]
+        self.relative_bias = None
+        if config["relative_buckets"]:
+            self.relative_bias = vector(
+                artifact, f"{name}.attention.relative_bias", config["relative_buckets"], self.heads
+            )
+
+    def __call__(self, x: np.ndarray, buckets: np.ndarray | None) -> np.ndarray:
+        """(T, D) -> (T, D)."""
+        attended = self._attend(x, buckets) if self.heads else self.out.bias
+        x = self.attention_norm(x + attended)
+        return self.ffn_norm(x + self.down(self.activation(self.up(x))))
+
+    def _attend(self, x: np.ndarray, buckets: np.ndarray | None) -> np.ndarray:
+        n = len(x)
+        q, k, v = self.qkv(x).reshape(n, 3, self.heads, self.head_size).transpose(1, 2, 0, 3)  # each (H, T, d)
+        scores = (q * x.dtype.type(self.head_size**-0.5)) @ k.transpose(0, 2, 1)  # (H, T, T)
+        if self.relative_bias is not None and buckets is not None:
+            scores = scores + self.relative_bias[buckets].transpose(2, 0, 1)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        return self.out((weights @ v).transpose(1, 0, 2).reshape(n, self.heads * self.head_size))
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """Largest difference between golden and computed logits, and what is allowed."""
+
+    largest: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN never passes."""
+        return bool(self.largest <= self.tolerance)
+
+
+def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The engine's activation quantizer: x (T, n) -> integers (T, n) as float32, scales (T,).
+
+    inv = 127 / absmax, 0 when absmax < 2^-100; q = round-half-even(x * inv) in [-127, 127]; scale = absmax / 127.
+    """
+    absmax = np.abs(x).max(axis=1, initial=0)
+    live = absmax >= 2.0**-100
+    inv = np.divide(x.dtype.type(127), absmax, out=np.zeros_like(absmax), where=live)
+    q = np.clip(np.rint(x * inv[:, None]), -127, 127).astype(np.float32)
+    return q, np.where(live, absmax / x.dtype.type(127), x.dtype.type(0))
+
+
+def vector(artifact: Artifact, name: str, *shape: int) -> np.ndarray:
+    """A float32 tensor of the given shape, finite. Errors: ArtifactError."""
+    a = artifact.array(name)
+    if a.shape != shape or a.dtype != np.float32 or not np.isfinite(a).all():
+        raise ArtifactError(f"{artifact.path}: {name} is {a.dtype} {a.shape}; allowed: finite float32 {shape}")
+    return a
+
+
+# erf(x) = x P(x^2) / Q(x^2) on [-4, 4], beyond it +-1 in float32; error below 4e-7 (the rational form used by Eigen).
+_ERF_P = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_Q = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function, absolute error below 4e-7."""
+    x = np.clip(x, -4, 4)
+    z = x * x
+    return x * np.polyval(np.array(_ERF_P, x.dtype), z) / np.polyval(np.array(_ERF_Q, x.dtype), z)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x/2 (1 + erf(x / sqrt 2)). Source: Hendrycks & Gimpel 2016, arXiv:1606.08415."""
+    return x * x.dtype.type(0.5) * (1 + erf(x * x.dtype.type(0.5**0.5)))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    return x * x.dtype.type(0.5) * (1 + np.tanh(x.dtype.type((2 / np.pi) ** 0.5) * (x + x.dtype.type(0.044715) * x**3)))
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    """max(x, 0)."""
+    return np.maximum(x, 0)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}

@@ -1,0 +1,67 @@
+"""What every room has, and what a room is given: the shape of a technique, and the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError
+from flyweight.model.nlu import NLUModel
+from flyweight.training.losses import Loss, labels_loss
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the runner hands to a technique.
+
+    data: messages (techniques may look at train and validation, never at test); teacher: the model before the first
+    technique; loss: what fine-tuning minimises; seed; device; folder: for caches and checkpoints; progress: show bars.
+    """
+
+    data: NLUData
+    teacher: NLUModel
+    loss: Loss = labels_loss
+    seed: int = 0
+    device: str = "auto"
+    folder: str | None = None
+    progress: bool = True
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """A frozen, keyword-only dataclass of at most 8 fields with `apply`; ZERO names settings that change nothing."""
+
+    ZERO: ClassVar[dict[str, Any] | None]
+
+    def __init__(self, **settings: Any) -> None: ...
+
+    def apply(self, model: NLUModel, run: Run) -> NLUModel:
+        """A new model; the input is never changed."""
+        ...
+
+
+def technique(table: dict[str, type[Technique]], name: str, settings: dict[str, Any]) -> Technique:
+    """Build a technique by name; unknown names and settings are refused by name. Errors: ConfigError."""
+    if name not in table:
+        raise ConfigError(f"technique '{name}' is unknown; allowed: {', '.join(table)}")
+    allowed = [f.name for f in fields(table[name])]  # type: ignore[arg-type]
+    unknown = [key for key in settings if key not in allowed]
+    if unknown:
+        raise ConfigError(f"{name} has no setting '{unknown[0]}'; allowed: {', '.join(allowed)}")
+    return table[name](**settings)
+
+
+def check_choice(room: str, name: str, value: object, allowed: Iterable[object]) -> None:
+    """Refuse a value that is not among the allowed ones."""
+    allowed = list(allowed)
+    if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
+        shown = ", ".join("none" if a is None else str(a).lower() if isinstance(a, bool) else str(a) for a in allowed)
+        raise ConfigError(f"{room}: {name} is {value!r}; allowed: {shown}")
+
+
+def check_count(room: str, name: str, value: object, low: int, high: int) -> None:
+    """Refuse anything but None or an integer in [low, high]."""
+    if value is not None and (type(value) is not int or not low <= value <= high):
+        raise ConfigError(f"{room}: {name} is {value!r}; allowed: none, or a whole number from {low} to {high}")

@@ -1,0 +1,182 @@
+"""k-means in one dimension: the dynamic programme equals brute force, and what is used stays close to it."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flyweight.forms import kmeans
+
+# Sums of squares of values up to 100 in double precision, a dozen of them.
+ROUNDING = 1e-9
+# The largest mean excess over the optimum, of rows of 384 Gaussian weights with outliers. Measured: see below.
+ROW_EXCESS = {2: 0.04, 4: 0.04, 8: 0.04, 16: 0.04}
+MATRIX_EXCESS = 0.01
+
+values = st.lists(st.integers(-100, 100), min_size=1, max_size=9)
+
+
+def squared_error(w: np.ndarray, centres: np.ndarray) -> float:
+    """sum_i min_j (w_i - c_j)^2."""
+    return float(((w[:, None] - centres[None, :]) ** 2).min(axis=1).sum())
+
+
+def brute_force(w: np.ndarray, k: int) -> float:
+    """The least error over all ways to cut the sorted values into at most k intervals."""
+    s = np.sort(w)
+    best = np.inf
+    for n_cuts in range(min(k, len(s))):
+        for cuts in combinations(range(1, len(s)), n_cuts):
+            parts = np.split(s, cuts)
+            best = min(best, sum(float(((p - p.mean()) ** 2).sum()) for p in parts))
+    return best
+
+
+def outlier_rows(n_rows: int, n: int, seed: int = 0) -> np.ndarray:
+    """Gaussian weights; one in a hundred is ten times as large, as in trained encoders."""
+    rng = np.random.default_rng(seed)
+    w = rng.normal(scale=0.05, size=(n_rows, n))
+    w[rng.random(w.shape) < 0.01] *= 10
+    return w.astype(np.float32)
+
+
+# the specification --------------------------------------------------------------------------------------------------
+
+
+def test_exact_by_hand() -> None:
+    w = np.array([10.0, 1, 2, 11, 3, 30])
+    assert kmeans.exact(w, 1).tolist() == [9.5]
+    assert kmeans.exact(w, 2).tolist() == [5.4, 30]  # 1 2 3 10 11 | 30: 97.2, before 1 2 3 | 10 11 30
+    assert kmeans.exact(w, 3).tolist() == [2, 10.5, 30]
+    assert kmeans.exact(w, 6).tolist() == [1, 2, 3, 10, 11, 30]
+
+
+@given(values, st.integers(1, 6))
+def test_exact_equals_brute_force(found: list[int], k: int) -> None:
+    w = np.array(found, np.float64)
+    centres = kmeans.exact(w, k)
+    assert centres.shape == (k,)
+    assert (np.diff(centres) >= 0).all()
+    assert squared_error(w, centres) == pytest.approx(brute_force(w, k), abs=ROUNDING)
+
+
+@given(values, st.integers(1, 5), st.data())
+def test_counts_are_repetitions(found: list[int], k: int, data: st.DataObject) -> None:
+    w = np.array(found, np.float64)
+    counts = np.array(data.draw(st.lists(st.integers(1, 4), min_size=len(w), max_size=len(w))))
+    repeated = np.repeat(w, counts)
+    counted = kmeans.exact(w, k, counts)
+    assert squared_error(repeated, counted) == pytest.approx(squared_error(repeated, kmeans.exact(repeated, k)), abs=ROUNDING)
+
+
+@given(st.sets(st.integers(-50, 50), min_size=1, max_size=5), st.integers(1, 3), st.integers(0, 4))
+def test_fewer_distinct_values_than_centres(distinct: set[int], times: int, more: int) -> None:
+    w = np.repeat(np.array(sorted(distinct), np.float64), times)
+    k = len(distinct) + more
+    assert set(kmeans.exact(w, k).tolist()) == distinct
+    assert squared_error(w, kmeans.centres(w[None], k)[0]) == pytest.approx(0, abs=ROUNDING)
+
+
+def test_exact_keeps_its_digits_far_from_zero() -> None:
+    w = np.array([0, 0.001, 0.002, 0.010, 0.011, 0.012])
+    assert kmeans.exact(w + 1e4, 2) - 1e4 == pytest.approx([0.001, 0.011], abs=1e-10)
+
+
+# what is used -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [2, 4, 8, 16])
+def test_rows_are_close_to_the_optimum(k: int) -> None:
+    w = outlier_rows(48, 384)
+    found = kmeans.centres(w, k)
+    assert found.shape == (48, k)
+    best = [squared_error(row, kmeans.exact(row, k)) for row in w.astype(np.float64)]
+    used = [squared_error(row, c) for row, c in zip(w.astype(np.float64), found, strict=True)]
+    excess = np.array(used) / np.array(best) - 1
+    assert excess.min() >= -ROUNDING
+    assert excess.mean() <= ROW_EXCESS[k], f"mean excess {excess.mean():.4f}, largest {excess.max():.4f}"
+
+
+@pytest.mark.parametrize("k", [2, 4, 16])
+def test_a_whole_matrix_is_close_to_the_optimum(k: int) -> None:
+    w = outlier_rows(1, 1500)
+    best = squared_error(w[0].astype(np.float64), kmeans.exact(w[0], k))
+    assert squared_error(w[0].astype(np.float64), kmeans.centres(w, k)[0]) <= best * (1 + MATRIX_EXCESS)
+
+
+def test_one_row_of_many_centres() -> None:
+    w = outlier_rows(1, 1500)
+    best = squared_error(w[0].astype(np.float64), kmeans.exact(w[0], 100))
+    assert squared_error(w[0].astype(np.float64), kmeans.centres(w, 100)[0]) <= best * 1.5
+
+
+@pytest.mark.parametrize("k", [2, 4, 8, 16, 64])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 5), (3, 5), (4, 33), (2, 130)])
+def test_every_shape(k: int, shape: tuple[int, int]) -> None:
+    w = outlier_rows(*shape, seed=3)
+    found = kmeans.centres(w, k)
+    assert found.shape == (shape[0], k)
+    assert np.isfinite(found).all()
+    assert (np.diff(found, axis=1) >= 0).all()
+    for row, c in zip(w, found, strict=True):
+        assert c.min() >= row.min() - ROUNDING
+        assert c.max() <= row.max() + ROUNDING
+        assert squared_error(row, c) <= squared_error(row, row.mean(keepdims=True)) + ROUNDING
+
+
+@pytest.mark.parametrize("columns", [1, 4, 16])
+def test_as_many_centres_as_columns_lose_nothing(columns: int) -> None:
+    w = outlier_rows(5, columns)
+    for row, c in zip(w.astype(np.float64), kmeans.centres(w, 16), strict=True):
+        assert squared_error(row, c) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 4, 16, 100])
+@pytest.mark.parametrize("shape", [(1, 40), (3, 40), (3, 1)])
+def test_constant_rows(k: int, shape: tuple[int, int]) -> None:
+    w = np.zeros(shape, np.float32) + np.arange(shape[0], dtype=np.float32)[:, None] - 1
+    assert (kmeans.centres(w, k) == w[:, :1]).all()
+
+
+def test_rows_do_not_influence_each_other() -> None:
+    w = np.concatenate([outlier_rows(3, 100), 1e4 * outlier_rows(1, 100, seed=1), np.zeros((1, 100), np.float32)])
+    together = kmeans.centres(w, 4)
+    for order in ([4, 3, 2, 1, 0], [1, 0, 3, 2, 4]):
+        assert np.array_equal(kmeans.centres(w[order], 4), together[order])
+
+
+def test_deterministic_and_independent_of_the_order_of_weights() -> None:
+    w = outlier_rows(6, 200)
+    before = w.copy()
+    first = kmeans.centres(w, 8)
+    assert np.array_equal(kmeans.centres(w, 8), first)
+    assert np.array_equal(kmeans.centres(w[:, ::-1], 8), first)
+    assert np.array_equal(w, before)
+
+
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 8]), st.integers(3, 40))
+def test_lloyd_never_increases_the_error(seed: int, k: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    s = np.sort(rng.normal(size=(4, n)), axis=1)
+    c = np.sort(rng.normal(scale=2, size=(4, k)), axis=1)  # some centres start empty
+    errors = [np.array([squared_error(row, x) for row, x in zip(s, c, strict=True)])]
+    for _ in range(6):
+        c = kmeans._lloyd(s, c, 1)
+        assert (np.diff(c, axis=1) >= 0).all()
+        errors.append(np.array([squared_error(row, x) for row, x in zip(s, c, strict=True)]))
+        assert (errors[-1] <= errors[-2] + ROUNDING).all()
+    assert kmeans._errors(s, c) == pytest.approx(errors[-1], abs=ROUNDING)
+
+
+def test_lloyd_ends_where_no_border_moves() -> None:
+    s = np.sort(outlier_rows(5, 150).astype(np.float64), axis=1)
+    found = kmeans.centres(s, 4)
+    for row, c in zip(s, found, strict=True):
+        owner = np.abs(row[:, None] - c[None, :]).argmin(axis=1)
+        for j in range(4):
+            assert (owner == j).any()
+            assert c[j] == pytest.approx(row[owner == j].mean(), abs=ROUNDING)
