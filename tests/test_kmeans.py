@@ -13,9 +13,11 @@ from flyweight.forms import kmeans
 
 # Sums of squares of values up to 100 in double precision, a dozen of them.
 ROUNDING = 1e-9
-# The largest mean excess over the optimum, of rows of 384 Gaussian weights with outliers. Measured: see below.
-ROW_EXCESS = {2: 0.04, 4: 0.04, 8: 0.04, 16: 0.04}
-MATRIX_EXCESS = 0.01
+# Mean excess over the optimum of 48 rows of 384 Gaussian weights with outliers.
+# Measured at k = 2, 4, 8, 16: 0.01%, 0.51%, 1.51%, 3.62%; the worst row 13.2% (k = 16).
+ROW_EXCESS = {2: 0.002, 4: 0.01, 8: 0.02, 16: 0.04}
+# One matrix of 1500 weights. Measured at most 0.004% up to 16 centres, 2.6% at 100, 4.3% at 256.
+MATRIX_EXCESS = {2: 0.01, 4: 0.01, 16: 0.01, 100: 0.05, 256: 0.08}
 
 values = st.lists(st.integers(-100, 100), min_size=1, max_size=9)
 
@@ -101,17 +103,11 @@ def test_rows_are_close_to_the_optimum(k: int) -> None:
     assert excess.mean() <= ROW_EXCESS[k], f"mean excess {excess.mean():.4f}, largest {excess.max():.4f}"
 
 
-@pytest.mark.parametrize("k", [2, 4, 16])
+@pytest.mark.parametrize("k", [2, 4, 16, 100, 256])
 def test_a_whole_matrix_is_close_to_the_optimum(k: int) -> None:
     w = outlier_rows(1, 1500)
     best = squared_error(w[0].astype(np.float64), kmeans.exact(w[0], k))
-    assert squared_error(w[0].astype(np.float64), kmeans.centres(w, k)[0]) <= best * (1 + MATRIX_EXCESS)
-
-
-def test_one_row_of_many_centres() -> None:
-    w = outlier_rows(1, 1500)
-    best = squared_error(w[0].astype(np.float64), kmeans.exact(w[0], 100))
-    assert squared_error(w[0].astype(np.float64), kmeans.centres(w, 100)[0]) <= best * 1.5
+    assert squared_error(w[0].astype(np.float64), kmeans.centres(w, k)[0]) <= best * (1 + MATRIX_EXCESS[k])
 
 
 @pytest.mark.parametrize("k", [2, 4, 8, 16, 64])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ NUMERICS_VERSION = 1
 LAYOUT = "rows"  # weight matrices lie row by row; the engine's panels will be another layout
 ALIGN = 64
 MAX_HEADER = 64 << 20
+MAX_AXES = 4
 DTYPES: dict[str, Any] = {"F32": np.float32, "I8": np.int8, "U8": np.uint8}
 _NAMES = {np.dtype(d): name for name, d in DTYPES.items()}
 REQUIRED = (
@@ -103,12 +105,16 @@ def write(path: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarr
     text += b" " * (_padded(8 + len(text)) - 8 - len(text))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for a in stored.values():
-            file.write(a.tobytes())
-            file.write(bytes(_padded(a.nbytes) - a.nbytes))
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for a in stored.values():
+                file.write(a.tobytes())
+                file.write(bytes(_padded(a.nbytes) - a.nbytes))
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -131,7 +137,7 @@ def read(path: str | Path) -> Artifact:
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("flyweight"), str):
         raise ArtifactError(f"{path} has no Flyweight manifest; it is a safetensors file of something else")
-    manifest = _json(metadata["flyweight"].encode(), path, "manifest")
+    manifest = _json(metadata["flyweight"], path, "manifest")
     _check_manifest(manifest, path)
     arrays = _arrays(header, manifest["tensors"], mapped, 8 + n_header, size, path)
     return Artifact(path, manifest, arrays, size)
@@ -158,7 +164,7 @@ def _sha256(a: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()
 
 
-def _json(text: bytes, path: Path, what: str) -> dict[str, Any]:
+def _json(text: bytes | str, path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -202,14 +208,16 @@ def _arrays(
             low, high = entry["data_offsets"]
             (n_stored,) = entry["shape"]
             shape = tuple(tensors[name]["shape"])
-            fine = all(type(n) is int and n >= 0 for n in (low, high, n_stored, *shape))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: tensor '{name}' has a broken entry ({error!r}); damaged") from error
-        count = 1
-        for n in shape:
-            count *= n
+        if len(shape) > MAX_AXES or not all(type(n) is int and 0 <= n <= size for n in (low, high, n_stored, *shape)):
+            raise ArtifactError(
+                f"{path}: tensor '{name}' has shape {list(shape)[:9]}, stored as {n_stored} at {low}..{high}; "
+                f"allowed: whole numbers from 0 to {size} (the file's size), at most {MAX_AXES} axes"
+            )
+        count = math.prod(shape)
         stored = high - low
-        if not fine or low != at or stored != n_stored * dtype.itemsize or stored != _padded(count * dtype.itemsize):
+        if low != at or stored != n_stored * dtype.itemsize or stored != _padded(count * dtype.itemsize):
             raise ArtifactError(
                 f"{path}: tensor '{name}' of shape {list(shape)} lies at {low}..{high}; "
                 f"tensors must follow one another (next byte: {at}) and take their shape's size, padded to {ALIGN}"

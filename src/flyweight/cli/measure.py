@@ -43,7 +43,7 @@ def evaluate(
     if part not in get_args(Part):
         raise ConfigError(f"--part is '{part}'; allowed: {', '.join(get_args(Part))}")
     child = open_model(model)
-    columns = {"text_column": text_column, "intent_column": intent_column}
+    columns: dict[str, Any] = {"text_column": text_column, "intent_column": intent_column}
     trained_on, split = _origin(child)
     messages, which = evaluation_messages(
         data,

@@ -3,7 +3,7 @@
 In one dimension clusters are intervals of the sorted values, so prefix sums give an interval's mean and error in O(1):
 `exact` is the dynamic programme (the specification, O(k n^2)); `centres` is what is used on millions of weights:
 a start, then Lloyd on the sorted values to convergence. The start is exact on a histogram for one matrix of few
-centres, for rows the best of agglomeration (Ward's merging of neighbours, which keeps outliers apart) and companding.
+centres, else the best of agglomeration (Ward's merging of neighbours, which keeps outliers apart) and companding.
 Sources: Wang & Song 2011 (Ckmeans.1d.dp); Lloyd 1982; Ward 1963; equal steps of density^(1/3): Panter & Dite 1951.
 """
 
@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 
 _HISTOGRAM_BINS = 1024  # bins of the start by dynamic programming: k * bins^2 additions, 30 ms at k = 16
-_DP_CENTRES = 64  # more centres start from companding, which is near the optimum there
+_DP_CENTRES = 64  # more centres outnumber the histogram's bins near the mean: companding and agglomeration are tried too
 _WARD_POINTS = 128  # groups that a row's agglomeration starts from; the outermost values stay single
 
 
@@ -53,11 +53,13 @@ def centres(w: np.ndarray, k: int, n_iterations: int = 100) -> np.ndarray:
     A whole matrix is one row: pass `w.reshape(1, -1)`. Deterministic.
     """
     s = np.sort(w, axis=1).astype(np.float64)
-    if len(s) == 1 and k <= _DP_CENTRES:
-        return _lloyd(s, _from_histogram(s[0], k)[None], n_iterations)
-    starts = [_companding(s, k)]
-    if 2 * k < s.shape[1] and len(s) > 1:
-        starts.append(_ward(s, k))
+    if k >= s.shape[1]:  # every weight is its own centre, the last repeats
+        return np.concatenate([s, np.repeat(s[:, -1:], k - s.shape[1], axis=1)], axis=1)
+    starts = [_from_histogram(s[0], k)[None]] if len(s) == 1 else []
+    if len(s) > 1 or k > _DP_CENTRES:
+        starts.append(_companding(s, k))
+        if 2 * k < s.shape[1]:
+            starts.append(_ward(s, k))
     found = [_lloyd(s, start, n_iterations) for start in starts]
     errors = np.stack([_errors(s, c) for c in found])  # (starts, R)
     return np.take_along_axis(np.stack(found), errors.argmin(axis=0)[None, :, None], axis=0)[0]

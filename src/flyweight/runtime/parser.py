@@ -11,7 +11,7 @@ import numpy as np
 from flyweight.answers import Answer, Labels
 from flyweight.artifact import Artifact, read
 from flyweight.errors import ArtifactError, CheckpointError, ParityError
-from flyweight.runtime.reference import GoldenCheck, Reference
+from flyweight.runtime.reference import GoldenCheck, Reference, check_model
 from flyweight.tokenizer import Tokenizer
 
 
@@ -56,8 +56,10 @@ class Parser:
         golden = self.artifact.manifest["golden"]
         try:
             texts, tolerance = list(golden["texts"]), float(golden["tolerance"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"{self.artifact.path}: golden samples are broken ({error!r}); export again") from error
+        if not all(isinstance(text, str) for text in texts):
+            raise ArtifactError(f"{self.artifact.path}: golden texts must be text; export again")
         if not texts:
             return GoldenCheck(0.0, tolerance)
         encoded = self.tokenizer.encode_batch(texts)
@@ -92,17 +94,18 @@ def _labels(artifact: Artifact) -> Labels:
         fields = artifact.manifest["model"]["labels"]
         intents, entities = tuple(fields["intents"]), tuple(fields["entity_labels"])
         temperature, synonyms = float(fields["temperature"]), dict(fields["synonyms"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{artifact.path}: labels are broken ({error!r}); export the model again") from error
     names = [*intents, *entities, *synonyms, *synonyms.values()]
-    if not intents or not temperature > 0 or not all(isinstance(name, str) for name in names):
-        raise ArtifactError(f"{artifact.path}: labels must be names, and the temperature above 0; export again")
+    lists = isinstance(fields["intents"], list) and isinstance(fields["entity_labels"], list)
+    if not lists or not intents or not all(isinstance(name, str) for name in names) or not 0 < temperature < np.inf:
+        raise ArtifactError(f"{artifact.path}: labels must be lists of names, and the temperature above 0; export again")
     return Labels(intents, entities, temperature, synonyms)
 
 
 def _max_tokens(artifact: Artifact) -> int:
     n = artifact.manifest["model"].get("max_tokens")
-    limit = artifact.manifest["model"].get("encoder", {}).get("max_positions")
-    if not (type(n) is int and type(limit) is int and 3 <= n <= limit):
+    limit = check_model(artifact)["max_positions"]
+    if not (type(n) is int and 3 <= n <= limit):
         raise ArtifactError(f"{artifact.path}: max_tokens is {n!r}; allowed: 3 to max_positions ({limit!r})")
     return n

@@ -19,6 +19,8 @@ from flyweight.tokenizer import Encoded
 
 # Integers up to 2^24 are exact in float32: 1024 products of at most 127 * 127 sum to 16,516,096 < 16,777,216.
 EXACT_COLUMNS = 1024
+POOLINGS = ("mean", "cls", "cls+tanh")
+INTENT_HEADS = ("linear", "similarity")
 
 
 class Reference:
@@ -29,27 +31,33 @@ class Reference:
     def __init__(self, artifact: Artifact, dtype: Any = np.float32):
         model = artifact.manifest["model"]
         try:
-            self.config, self.pooling = model["encoder"], model["pooling"]
+            self.config, self.pooling = check_model(artifact), model["pooling"]
             layers = self.config["layers"]
             self.dtype = dtype
-            self.words = _Matrix(artifact, "embeddings.words", dtype)
-            self.positions = _Matrix(artifact, "embeddings.positions", dtype)
+            self.words = _Matrix(artifact, "embeddings.words", dtype, biased=False)
+            self.positions = _Matrix(artifact, "embeddings.positions", dtype, biased=False)
             self.norm = _Norm(artifact, "embeddings.norm", self.config)
             self.layers = [_Layer(artifact, f"layers.{i}", self.config, s, dtype) for i, s in enumerate(layers)]
             self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling == "cls+tanh" else None
-            self.intent = _Matrix(artifact, "heads.intent", dtype)
+            self.intent = _Matrix(artifact, "heads.intent", dtype, biased=model["intent_head"] == "linear")
             self.tags = _Matrix(artifact, "heads.tags", dtype) if model["labels"]["entity_labels"] else None
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{artifact.path}: the manifest's model lacks {error}; export it again") from error
         self._check_shapes(artifact)
 
     def _check_shapes(self, artifact: Artifact) -> None:
-        c, n_intents = self.config, len(artifact.manifest["model"]["labels"]["intents"])
+        c, labels = self.config, artifact.manifest["model"]["labels"]
         wanted = [
             (self.words, (c["vocab_size"], c["hidden"])),
             (self.positions, (c["max_positions"], c["hidden"])),
-            (self.intent, (n_intents, c["hidden"])),
+            (self.intent, (len(labels["intents"]), c["hidden"])),
         ]
+        if self.pooler is not None:
+            wanted.append((self.pooler, (c["hidden"], c["hidden"])))
+        if self.tags is not None:
+            wanted.append((self.tags, (1 + 2 * len(labels["entity_labels"]), c["hidden"])))
+        if self.words.integer or self.positions.integer:
+            raise ArtifactError(f"{artifact.path}: embeddings are looked up, their activations must be 'float'")
         for layer, s in zip(self.layers, c["layers"], strict=True):
             width = s["heads"] * c["head_size"]
             wanted += [
@@ -84,14 +92,15 @@ class Reference:
 class _Matrix:
     """y = x W^T + b, or rows of an embedding, as the weight form and its activations say."""
 
-    def __init__(self, artifact: Artifact, name: str, dtype: Any):
+    def __init__(self, artifact: Artifact, name: str, dtype: Any, biased: bool = True):
         form = artifact.form(name)
         self.name, self.shape, self.dtype = name, form.shape, dtype
-        self.integer = artifact.manifest["weights"][name].get("activations") == "int8"
-        bias = artifact.arrays.get(f"{name}.bias")
-        if bias is not None and bias.shape != (form.shape[0],):
-            raise ArtifactError(f"{artifact.path}: {name}.bias has shape {bias.shape}; allowed: ({form.shape[0]},)")
-        self.bias = np.zeros(form.shape[0], dtype) if bias is None else bias.astype(dtype)
+        activations = artifact.manifest["weights"][name].get("activations")
+        if activations not in ("float", "int8"):
+            raise ArtifactError(f"{artifact.path}: {name} has activations {activations!r}; allowed: float, int8")
+        self.integer = activations == "int8"
+        bias = vector(artifact, f"{name}.bias", form.shape[0]) if biased else np.zeros(form.shape[0])
+        self.bias = bias.astype(dtype)
         if not self.integer:
             self.weight = form.dense().astype(dtype)
             return
@@ -192,6 +201,38 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inv = np.divide(x.dtype.type(127), absmax, out=np.zeros_like(absmax), where=live)
     q = np.clip(np.rint(x * inv[:, None]), -127, 127).astype(np.float32)
     return q, np.where(live, absmax / x.dtype.type(127), x.dtype.type(0))
+
+
+def check_model(artifact: Artifact) -> dict[str, Any]:
+    """The manifest's encoder, once every field has a type and range that can be computed with. Errors: ArtifactError."""
+    model = artifact.manifest["model"]
+    encoder, pooling, head = (model.get(k) for k in ("encoder", "pooling", "intent_head"))
+    if not isinstance(encoder, dict) or not isinstance(encoder.get("layers"), list):
+        raise ArtifactError(f"{artifact.path}: the manifest's model has no encoder with a list of layers; export it again")
+    sizes = [(f"encoder.{k}", encoder.get(k), 1) for k in ("vocab_size", "hidden", "head_size", "max_positions")]
+    for i, layer in enumerate(encoder["layers"]):
+        shape = layer if isinstance(layer, dict) else {}
+        sizes += [(f"encoder.layers[{i}].{k}", shape.get(k), 0) for k in ("heads", "ffn")]
+    n_buckets, eps = encoder.get("relative_buckets"), encoder.get("norm_eps")
+    if n_buckets != 0 or type(n_buckets) is not int:
+        sizes.append(("encoder.relative_buckets", n_buckets, 4))
+        sizes.append(("encoder.relative_max_distance", encoder.get("relative_max_distance"), 1))
+    for name, n, least in sizes:
+        if type(n) is not int or not least <= n < 2**31:
+            raise ArtifactError(f"{artifact.path}: {name} is {n!r}; allowed: whole numbers from {least} to 2^31 - 1")
+    if n_buckets and n_buckets // 4 >= encoder["relative_max_distance"]:
+        raise ArtifactError(f"{artifact.path}: encoder.relative_max_distance must be above relative_buckets / 4")
+    if type(eps) is not float or not 0 < eps < 1:
+        raise ArtifactError(f"{artifact.path}: encoder.norm_eps is {eps!r}; allowed: above 0 and below 1")
+    choices = [
+        ("encoder.activation", encoder.get("activation"), tuple(ACTIVATIONS)),
+        ("pooling", pooling, POOLINGS),
+        ("intent_head", head, INTENT_HEADS),
+    ]
+    for name, value, allowed in choices:
+        if not isinstance(value, str) or value not in allowed:
+            raise ArtifactError(f"{artifact.path}: {name} is {value!r}; allowed: {', '.join(allowed)}")
+    return encoder
 
 
 def vector(artifact: Artifact, name: str, *shape: int) -> np.ndarray:

@@ -1,0 +1,146 @@
+"""The table of real data sets: teacher, int8 and 4-bit codes, and the classic line, on the untouched test files.
+
+    python benchmarks/real_data.py [SET ...] [--seeds 0 1] [--base minilm] [--calls 300]
+
+Per set and seed: the teacher is trained (or found, see teachers.py), compressed, written as .fly; every model
+answers every test message. Losses are against the teacher in PyTorch fp32, with a 95% paired bootstrap interval.
+Latency: batch 1, one thread, tokenizer included, interleaved; the .fly files are run by the NumPy reference as yet.
+Writes benchmarks/results/real_data.json. Flips are printed; the file keeps only their numbers and labels, since the
+messages belong to their authors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from teachers import SETS, teacher
+
+import flyweight as fw
+from flyweight.measure.bootstrap import Loss
+from flyweight.measure.classic import ClassicClassifier
+from flyweight.measure.machine import machine
+from flyweight.measure.memory import serving_memory
+from flyweight.report.comparison import Contender, Row, comparison
+
+RESULTS = Path(__file__).parent / "results" / "real_data.json"
+RECIPES = {"int8": [fw.Int8()], "4-bit codes": [fw.Codebook(encoder=16, embeddings=256, heads=256)]}
+BOUNDS = {"int8": 0.3, "4-bit codes": 0.5}  # percent
+METRICS = {
+    "banking77": ("intent_macro_f1",),
+    "sara-dedup": ("intent_macro_f1",),
+    "atis": ("intent_accuracy", "span_f1"),
+    "snips": ("intent_accuracy", "span_f1"),
+}
+
+
+def measure(name: str, base: str, seed: int, n_calls: int) -> dict[str, Any]:
+    """One set, one seed: rows of the table."""
+    model, data = teacher(name, base, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = [Contender("teacher fp32", "PyTorch", model)]
+        paths = {}
+        for label, recipe in RECIPES.items():
+            small = fw.compress(model, data, recipe, measure=False)
+            paths[label] = fw.save(small, Path(folder) / f"{label}.fly")
+            contenders.append(Contender(label, "numpy reference", fw.load(paths[label]), paths[label]))
+        svm = ClassicClassifier.fit(data.train + data.validation)
+        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm))
+        rows = comparison(contenders, data.test, n_latency_calls=n_calls)
+        memory = {label: serving_memory(path).resident_mb for label, path in paths.items()}
+    for row in rows[1:3]:
+        for flip in row.quality.flips:
+            print(f"flip {name} seed {seed} {row.name}: {json.dumps(flip, ensure_ascii=False)}")
+    index = {m.text: i for i, m in enumerate(data.test)}
+    return {
+        "set": name,
+        "base": base,
+        "seed": seed,
+        "messages": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+        "intents": len(data.intents),
+        "entity_labels": len(data.entity_labels),
+        "training": model.card.steps[0],
+        "teacher_bytes": model.size_bytes(),
+        "serving_memory_mb": memory,
+        "rows": [_row(row, index) for row in rows],
+    }
+
+
+def _row(row: Row, index: dict[str, int]) -> dict[str, Any]:
+    found = row.to_dict()
+    found["quality"]["flips"] = [
+        {"message": index[f["text"]], **{k: f[k]["intent"] for k in ("gold", "parent", "child")}}
+        for f in row.quality.flips
+    ]
+    return found
+
+
+def losses(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Loss of each file on each set: mean over seeds, the widest interval of the seeds, the verdict on its bound."""
+    found = []
+    for name in dict.fromkeys(run["set"] for run in runs):
+        for label in RECIPES:
+            for metric in METRICS.get(name, ("intent_macro_f1",)):
+                of_seed = [
+                    row["quality"]["losses"][metric]
+                    for run in runs
+                    if run["set"] == name
+                    for row in run["rows"]
+                    if row["name"] == label
+                ]
+                mean = {k: float(np.mean([loss[k] for loss in of_seed])) for k in ("parent", "child", "loss_percent")}
+                low, high = min(x["low_percent"] for x in of_seed), max(x["high_percent"] for x in of_seed)
+                loss = Loss(**mean, low_percent=low, high_percent=high)
+                found.append(
+                    {
+                        "set": name,
+                        "file": label,
+                        "metric": metric,
+                        "seeds": len(of_seed),
+                        **loss.to_dict(),
+                        "bound_percent": BOUNDS[label],
+                        "verdict": loss.verdict(BOUNDS[label]),
+                    }
+                )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", default=list(SETS), metavar="SET")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--base", default="minilm")
+    parser.add_argument("--calls", type=int, default=300, help="timed calls a model")
+    chosen = parser.parse_args()
+    runs = []
+    for name in chosen.sets:
+        for seed in chosen.seeds:
+            runs.append(measure(name, chosen.base, seed, chosen.calls))
+            for row in runs[-1]["rows"]:
+                q, ms = row["quality"], row["latency"]["mean_ms"] if row["latency"] else float("nan")
+                print(
+                    f"{name} seed {seed} {row['name']:14} macro-F1 {q['intent_macro_f1']:.4f} "
+                    f"accuracy {q['intent_accuracy']:.4f} span F1 {q['span_f1']:.4f} flips {q['n_flips']} "
+                    f"bytes {row['size_bytes']} ms {ms:.2f}",
+                    flush=True,
+                )
+    result = {"machine": machine(), "threads": 1, "engine": "numpy reference", "runs": runs, "losses": losses(runs)}
+    for loss in result["losses"]:
+        print(
+            f"{loss['set']:12} {loss['file']:12} {loss['metric']:16} {loss['parent']:.4f} -> {loss['child']:.4f} "
+            f"loss {loss['loss_percent']:+.3f}% [{loss['low_percent']:+.3f}, {loss['high_percent']:+.3f}] "
+            f"bound {loss['bound_percent']}%: {loss['verdict']}"
+        )
+    if set(chosen.sets) == set(SETS):
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    else:
+        print(f"{RESULTS.name} is written only for all of {', '.join(SETS)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

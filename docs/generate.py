@@ -1,0 +1,98 @@
+"""Tables of the documentation, made from the code and the benchmark JSON; cog puts them into the Markdown files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from flyweight.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TITLES = {"banking77": "BANKING77", "sara-dedup": "sara-dedup", "atis": "ATIS", "snips": "SNIPS"}
+
+
+def results_table() -> str:
+    """README's table of real data sets: one line a set and model."""
+    found = json.loads((RESULTS / "real_data.json").read_text(encoding="utf-8"))
+    lines = [
+        "| data (test messages) | model | macro-F1 | accuracy | span F1 | flips | MB | ms, PyTorch or NumPy |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    seed = min(run["seed"] for run in found["runs"])
+    for run in found["runs"]:
+        if run["seed"] != seed:
+            continue
+        for i, row in enumerate(run["rows"]):
+            q = row["quality"]
+            size = row["size_bytes"] or (run["teacher_bytes"] if i == 0 else None)
+            cells = [
+                f"{TITLES[run['set']]} ({run['messages']['test']})" if i == 0 else "",
+                row["name"],
+                f"{q['intent_macro_f1']:.4f}",
+                f"{q['intent_accuracy']:.4f}",
+                f"{q['span_f1']:.4f}" if q["n_predicted_spans"] else "-",
+                "-" if q["n_flips"] is None else str(q["n_flips"]),
+                f"{size / 1e6:.1f}" if size else "-",
+                f"{row['latency']['mean_ms']:.1f}" if row["latency"] else "-",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    cpu = found["machine"]["cpu"]
+    lines += [
+        "",
+        f"MiniLM-L6 (22.7 M parameters), seed {seed}, batch 1, one thread, tokenizer included, interleaved in one run; "
+        f"CPU: {cpu}. The `.fly` files are run by the NumPy reference: their milliseconds are not the engine's.",
+    ]
+    return "\n".join(lines)
+
+
+def losses_table() -> str:
+    """Loss of each file against its teacher, with interval and verdict."""
+    found = json.loads((RESULTS / "real_data.json").read_text(encoding="utf-8"))
+    lines = [
+        "| data | file | metric | teacher | file | loss | 95% interval | bound | |",
+        "|---|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for x in found["losses"]:
+        lines.append(
+            f"| {TITLES[x['set']]} | {x['file']} | {x['metric']} | {x['parent']:.4f} | {x['child']:.4f} "
+            f"| {x['loss_percent']:+.2f}% | {x['low_percent']:+.2f} to {x['high_percent']:+.2f} "
+            f"| {x['bound_percent']}% | {x['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def cli_reference() -> str:
+    """Every verb: its help, arguments and options."""
+    command: Any = typer.main.get_command(app)
+    parts = []
+    for name, verb in command.commands.items():
+        text = verb.help.replace("[bold]", "**").replace("[/bold]", "**")
+        body = "\n".join(f"    {t}" if t.startswith("flyweight ") else t for t in text.splitlines())
+        rows = []
+        for p in verb.params:
+            if p.name == "help":
+                continue
+            label = ", ".join(f"`{o}`" for o in p.opts) if p.param_type_name == "option" else f"`{p.name.upper()}`"
+            default = "" if p.default is None or p.default is False or p.required else f" [{p.default}]"
+            rows.append(f"| {label} | {getattr(p, 'help', '') or ''}{default} |")
+        parts += [f"## flyweight {name}", "", body.strip(), "", "| | |", "|---|---|", *rows, ""]
+    return "\n".join(parts).rstrip()
+
+
+def technique_table() -> str:
+    """The rooms: name, first docstring line, settings with their defaults."""
+    import dataclasses
+    import sys
+
+    from flyweight.techniques import TECHNIQUES
+
+    lines = ["| technique | what it does | settings |", "|---|---|---|"]
+    for name, cls in TECHNIQUES.items():
+        first = (sys.modules[cls.__module__].__doc__ or "").splitlines()[0]
+        settings = ", ".join(f"`{f.name}={f.default}`" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+        lines.append(f"| `{name}` | {first} | {settings} |")
+    return "\n".join(lines)

@@ -1,0 +1,429 @@
+"""The .fly file: what is written is read back, and every kind of damage is an ArtifactError."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flyweight import artifact
+from flyweight.artifact import ALIGN, FORMAT_VERSION, read, verify, write
+from flyweight.errors import ArtifactError, FlyweightError
+from flyweight.forms import pack
+from flyweight.forms.int8 import int8_rows
+from flyweight.runtime.parser import Parser, load
+
+MANIFEST: dict[str, Any] = {"model": {"pooling": "mean"}, "weights": {}, "lineage": {}, "metrics": {}, "golden": {}}
+N_MUTATIONS = 1500  # of each kind
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """Every dtype, sizes on, below and above a multiple of 64 bytes, an empty tensor, a transposed view."""
+    rng = np.random.default_rng(0)
+    return {
+        "a": rng.normal(size=(3, 5)).astype(np.float32),
+        "b": rng.integers(-127, 128, (8, 8)).astype(np.int8),
+        "c": rng.integers(0, 256, 65).astype(np.uint8),
+        "empty": np.zeros((4, 0), np.float32),
+        "d": rng.normal(size=(4, 6)).astype(np.float32).T,
+        "tokenizer.json": np.frombuffer("{\"ü\": 1}".encode(), np.uint8),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "bot.fly", MANIFEST, arrays())
+
+
+def parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Header without metadata, manifest, tensor bytes."""
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n])
+    manifest = json.loads(header.pop("__metadata__")["flyweight"])
+    return header, manifest, data[8 + n :]
+
+
+def assemble(header: Any, manifest: Any, tensors: bytes, metadata: Any = None, pad: bool = True) -> bytes:
+    """The inverse of `parts`: a file around any header and manifest."""
+    if isinstance(header, dict):
+        header = {"__metadata__": metadata or {"flyweight": json.dumps(manifest)}, **header}
+    text = json.dumps(header).encode()
+    if pad:
+        text += b" " * (-(8 + len(text)) % ALIGN)
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+# write and read -----------------------------------------------------------------------------------------------------
+
+
+def test_written_is_read(file: Path) -> None:
+    found = verify(file)
+    for name, a in arrays().items():
+        assert found.arrays[name].dtype == a.dtype
+        assert found.arrays[name].shape == a.shape
+        assert np.array_equal(found.array(name), a)
+    assert list(found.arrays) == list(arrays())
+    assert {k: found.manifest[k] for k in MANIFEST} == MANIFEST
+    assert (found.manifest["format_version"], found.manifest["layout"]) == (FORMAT_VERSION, "rows")
+    assert found.size_bytes == file.stat().st_size
+    assert found.tokenizer_json() == '{"ü": 1}'
+
+
+def test_the_same_content_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
+    assert write(tmp_path / "again.fly", MANIFEST, arrays()).read_bytes() == file.read_bytes()
+
+
+def test_the_safetensors_library_opens_it(file: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="np") as opened:
+        assert set(opened.keys()) == set(arrays())
+        for name, a in arrays().items():
+            stored = opened.get_tensor(name)  # flat, padded with zeros
+            assert np.array_equal(stored[: a.size], a.ravel())
+            assert not stored[a.size :].any()
+        assert json.loads(opened.metadata()["flyweight"])["model"] == MANIFEST["model"]
+
+
+def test_every_tensor_lies_at_a_multiple_of_64_bytes_without_holes(file: Path) -> None:
+    data = file.read_bytes()
+    header, _, tensors = parts(data)
+    start = len(data) - len(tensors)
+    at = 0
+    for name, a in arrays().items():
+        low, high = header[name]["data_offsets"]
+        assert low == at
+        assert (start + low) % ALIGN == 0
+        assert 0 <= high - low - a.nbytes < ALIGN
+        at = high
+    assert start + at == len(data)
+    for a in read(file).arrays.values():
+        assert a.size == 0 or a.ctypes.data % ALIGN == 0
+
+
+def test_reading_maps_the_file(file: Path) -> None:
+    found = read(file)
+    for a in found.arrays.values():
+        assert not a.flags.writeable
+        assert not a.flags.owndata
+    before = found.array("c")[0]
+    data = bytearray(file.read_bytes())
+    at = data.find(arrays()["c"].tobytes())
+    with file.open("r+b") as opened:  # a view of the file, no copy: it sees a change
+        opened.seek(at)
+        opened.write(bytes([before ^ 0xFF]))
+    assert found.array("c")[0] == before ^ 0xFF
+
+
+def test_forms_of_a_file(tmp_path: Path) -> None:
+    form = int8_rows(np.arange(12, dtype=np.float32).reshape(3, 4))
+    entry, stored = pack(form)
+    manifest = MANIFEST | {"weights": {"m": entry}}
+    found = read(write(tmp_path / "x.fly", manifest, {f"m.{k}": a for k, a in stored.items()}))
+    assert np.array_equal(found.form("m").dense(), form.dense())
+    with pytest.raises(ArtifactError, match=r"x\.fly: matrix 'n' is missing; the file is incomplete, export it again"):
+        found.form("n")
+    with pytest.raises(ArtifactError, match="tensor 'n' is missing; the file is incomplete"):
+        found.array("n")
+
+
+def test_other_dtypes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="tensor 'x' is float64; a .fly file holds F32, I8, U8"):
+        write(tmp_path / "x.fly", MANIFEST, {"x": np.zeros(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_is_whole_or_not_at_all(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = file.read_bytes()
+    assert list(file.parent.iterdir()) == [file]
+
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    class Full(np.ndarray):
+        tobytes = full
+
+    unwritable = np.zeros((3, 3), np.float32).view(Full)
+    monkeypatch.setattr(artifact, "_sha256", lambda a: "0")
+    monkeypatch.setattr(artifact.np, "ascontiguousarray", lambda a: a)
+    with pytest.raises(OSError, match="no space left"):
+        write(file, MANIFEST, arrays() | {"last": unwritable})
+    monkeypatch.undo()
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file], "a .part file is left"
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        write(file, MANIFEST, {})
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file], "a .part file is left"
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a" / "b" / "x.fly", MANIFEST, {})).arrays == {}
+
+
+# damage by hand -----------------------------------------------------------------------------------------------------
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"x\.fly does not exist; name a \.fly file"):
+        read(tmp_path / "x.fly")
+    with pytest.raises(ArtifactError, match="is a folder; a .fly file is needed"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "has 0 bytes; that is too short for a .fly file"),
+        (b"x" * 71, "has 71 bytes; that is too short"),
+        (b"PK\x03\x04" + b"\xff" * 200, "header of .* bytes in a file of 204; truncated, or no .fly file"),
+        ((1 << 63).to_bytes(8, "little") + b" " * 64, "header of 9223372036854775808 bytes"),
+        ((65).to_bytes(8, "little") + b" " * 64, "header of 65 bytes in a file of 72"),
+        ((64).to_bytes(8, "little") + b" " * 64, "the header is no JSON"),
+        ((64).to_bytes(8, "little") + b"\xff" * 64, "the header is no JSON"),
+        ((64).to_bytes(8, "little") + b"[" * 64, "the header is no JSON"),
+        ((64).to_bytes(8, "little") + b"[]" + b" " * 62, "the header is a list; it must be a JSON object"),
+        ((64).to_bytes(8, "little") + b"{}" + b" " * 62, "has no Flyweight manifest; it is a safetensors file of"),
+        ((200000).to_bytes(8, "little") + b"[" * 200000, "the header is no JSON"),
+    ],
+)
+def test_no_fly_file(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "x.fly").write_bytes(data)
+    with pytest.raises(ArtifactError, match=message) as error:
+        read(tmp_path / "x.fly")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], None]  # of header and manifest, in place
+DAMAGE: list[tuple[str, Change, str]] = [
+    ("newer version", lambda h, m: m.update(format_version=2), "has format version 2; this Flyweight reads versions 1 to 1"),
+    ("version 0", lambda h, m: m.update(format_version=0), "has format version 0;"),
+    ("version text", lambda h, m: m.update(format_version="1"), "has format version 1;"),
+    ("layout", lambda h, m: m.update(layout="panels"), "has layout 'panels'; this Flyweight reads 'rows'"),
+    ("no golden", lambda h, m: m.pop("golden"), "the manifest lacks golden; export the model again"),
+    ("no model", lambda h, m: m.pop("model"), "the manifest lacks model;"),
+    ("list", lambda h, m: m.update(weights=[]), "manifest entry 'weights' is no JSON object"),
+    ("tensors null", lambda h, m: m.update(tensors=None), "manifest entry 'tensors' is no JSON object"),
+    ("tensor unknown", lambda h, m: m["tensors"].pop("b"), r"header and manifest name different tensors \(b\)"),
+    ("tensor absent", lambda h, m: h.pop("b"), r"header and manifest name different tensors \(b\)"),
+    ("dtype", lambda h, m: h["b"].update(dtype="F64"), "tensor 'b' has a broken entry .*; damaged"),
+    ("dtype list", lambda h, m: h["b"].update(dtype=["I8"]), "tensor 'b' has a broken entry"),
+    ("dtype size", lambda h, m: h["b"].update(dtype="F32"), "tensor 'b' of shape"),
+    ("no shape", lambda h, m: h["b"].pop("shape"), "tensor 'b' has a broken entry"),
+    ("entry", lambda h, m: h.update(b=5), "tensor 'b' has a broken entry"),
+    ("entry null", lambda h, m: m["tensors"].update(b=None), "tensor 'b' has a broken entry"),
+    ("offset gap", lambda h, m: h["b"].update(data_offsets=[128, 192]), r"lies at 128..192; tensors must follow one another \(next byte: 64\)"),
+    ("overlap", lambda h, m: h["b"].update(data_offsets=[0, 64]), r"tensor 'b' .* lies at 0..64; .* \(next byte: 64\)"),
+    ("offset negative", lambda h, m: h["a"].update(data_offsets=[-64, 0]), "tensor 'a' has shape"),
+    ("offset text", lambda h, m: h["a"].update(data_offsets=["0", "64"]), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    ("offset float", lambda h, m: h["a"].update(data_offsets=[0.0, 64.0]), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    ("offset null", lambda h, m: h["a"].update(data_offsets=[None, 64]), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    ("offset bool", lambda h, m: h["a"].update(data_offsets=[False, 64]), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    ("three offsets", lambda h, m: h["a"].update(data_offsets=[0, 64, 128]), "tensor 'a' has a broken entry"),
+    ("shape text", lambda h, m: m["tensors"]["a"].update(shape="ab"), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    ("shape negative", lambda h, m: m["tensors"]["a"].update(shape=[-3, -5]), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    ("shape smaller", lambda h, m: m["tensors"]["b"].update(shape=[7, 7, 1, 0]), "tensor 'b' of shape"),
+    ("shape larger", lambda h, m: m["tensors"]["b"].update(shape=[8, 9]), r"tensor 'b' of shape \[8, 9\] .* padded to 64"),
+    ("shape huge", lambda h, m: m["tensors"]["b"].update(shape=[2**40, 2**40]), "tensor 'b' has shape"),
+    ("shape huge empty", lambda h, m: m["tensors"]["empty"].update(shape=[0, 2**80]), "tensor 'empty'"),
+    ("shape deep", lambda h, m: m["tensors"]["b"].update(shape=[1] * 99 + [64]), "tensor 'b' has shape .* at most 4 axes"),
+    ("lone surrogate", lambda h, m: m.update(extra="\ud800"), ""),
+    ("big number", lambda h, m: m.update(format_version=10**400), "has format version"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
+def test_damaged_header_or_manifest(file: Path, change: Change, message: str) -> None:
+    header, manifest, tensors = parts(file.read_bytes())
+    change(header, manifest)
+    file.write_bytes(assemble(header, manifest, tensors))
+    if message:
+        with pytest.raises(ArtifactError, match=message) as error:
+            read(file)
+        assert "\n" not in str(error.value)
+    else:
+        read(file)
+
+
+def test_damaged_metadata(file: Path) -> None:
+    header, manifest, tensors = parts(file.read_bytes())
+    for metadata, message in [
+        ({"format": "pt"}, "has no Flyweight manifest"),
+        ({"flyweight": 5}, "has no Flyweight manifest"),
+        (["flyweight"], "has no Flyweight manifest"),
+        ({"flyweight": "no JSON"}, "the manifest is no JSON"),
+        ({"flyweight": "[1]"}, "the manifest is a list; it must be a JSON object"),
+        ({"flyweight": "\ud800"}, "the manifest is no JSON"),
+        ({"flyweight": "[" * 100000}, "the manifest is no JSON"),
+    ]:
+        file.write_bytes(assemble(header, manifest, tensors, metadata))
+        with pytest.raises(ArtifactError, match=message):
+            read(file)
+    file.write_bytes(assemble([], None, tensors))
+    with pytest.raises(ArtifactError, match="the header is a list"):
+        read(file)
+
+
+def test_bytes_too_many_and_misaligned(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data + b"\0")
+    with pytest.raises(ArtifactError, match="1 bytes after the last tensor; damaged"):
+        read(file)
+    header, manifest, tensors = parts(data)
+    for n in range(64):
+        text = assemble(header, manifest, b"", pad=False)
+        text = (len(text) - 8 + n).to_bytes(8, "little") + text[8:] + b" " * n
+        file.write_bytes(text + tensors)
+        if len(text) % ALIGN:
+            with pytest.raises(ArtifactError, match=f"tensors begin at byte {len(text)}; they must begin at a multiple of 64"):
+                read(file)
+        else:
+            read(file)
+
+
+def test_truncations_are_refused(file: Path) -> None:
+    data = file.read_bytes()
+    for n in [*range(0, len(data), 5), *range(len(data) - 70, len(data))]:
+        file.write_bytes(data[:n])
+        with pytest.raises(ArtifactError):
+            read(file)
+
+
+def test_verify_finds_every_flipped_data_byte(file: Path) -> None:
+    data = file.read_bytes()
+    header, _, tensors = parts(data)
+    start = len(data) - len(tensors)
+    for name, a in arrays().items():
+        low = start + header[name]["data_offsets"][0]
+        for at in range(low, low + a.nbytes):
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << (at % 8)
+            file.write_bytes(flipped)
+            read(file)  # the structure is sound
+            with pytest.raises(ArtifactError, match=rf"tensor '{name}' has SHA-256 .* the file is damaged, copy or export"):
+                verify(file)
+
+
+def test_a_missing_checksum_is_no_verification(file: Path) -> None:
+    header, manifest, tensors = parts(file.read_bytes())
+    del manifest["tensors"]["b"]["sha256"]
+    file.write_bytes(assemble(header, manifest, tensors))
+    with pytest.raises(ArtifactError, match="tensor 'b' has SHA-256 .* the manifest says None"):
+        verify(file)
+
+
+# damage by chance: a real model -------------------------------------------------------------------------------------
+
+HOSTILE_VALUES: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 3, 7, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e308, float("nan"), float("inf"),
+    "", "a", "int8", "codes", "\ud800", "\0", [], [[]], [1], ["a"], {}, {"a": {}}, [0] * 99,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A whole model in 40 kB: packed matrices of every kind, entities, pooler, relative positions."""
+    from flyweight.answers import Labels
+    from flyweight.techniques.codebook import kmeans_codes
+    from flyweight.export.fly import export_fly
+    from flyweight.forms.int8 import int8_matrix
+    from flyweight.model.encoder import EncoderConfig, LayerShape
+    from flyweight.model.linear import set_form
+    from flyweight.model.nlu import NLUModel
+    from flyweight.model.small import train_tokenizer
+    from flyweight.tokenizer import Tokenizer
+
+    texts = ["book a table", "fly to New York", "hello"]
+    tokenizer = Tokenizer(train_tokenizer(texts, 90), 12)
+    config = EncoderConfig(
+        vocab_size=tokenizer.vocab_size, hidden=8, head_size=4, max_positions=12, relative_buckets=8,
+        layers=(LayerShape(heads=2, ffn=16), LayerShape(heads=0, ffn=0)),
+    )  # fmt: skip
+    model = NLUModel(config, tokenizer, Labels(("a", "b"), ("city",), synonyms={"nyc": "New York"}), pooling="cls+tanh")
+    makers = [int8_rows, int8_matrix, lambda w: kmeans_codes(w, 4, "row", True), lambda w: kmeans_codes(w, 3, "matrix", True)]
+    for i, (_, module, part) in enumerate(model.matrices()):
+        if part != "embeddings":
+            set_form(module, makers[i % 4](module.weight.detach().numpy()), "int8")
+    set_form(model.encoder.words, kmeans_codes(model.encoder.words.weight.detach().numpy(), 16, "matrix", False))
+    model.card.golden = texts
+    return export_fly(model, tmp_path_factory.mktemp("model") / "bot.fly").read_bytes()
+
+
+def outcome(path: Path, data: bytes) -> str:
+    """What opening, checking and using the file comes to: "fine" or the error's class. Other exceptions pass through."""
+    path.write_bytes(data)
+    try:
+        parser = Parser(read(path))
+        parser.check_golden()
+        parser.parse_batch(["book a table", ""])
+    except FlyweightError as error:
+        assert str(error)
+        return type(error).__name__
+    return "fine"
+
+
+def test_the_real_file_is_fine(model_file: bytes, tmp_path: Path) -> None:
+    assert outcome(tmp_path / "x.fly", model_file) == "fine"
+    assert load(tmp_path / "x.fly").parse("hello")["intent"]["name"] in ("a", "b")
+    verify(tmp_path / "x.fly")
+
+
+def test_random_bytes(model_file: bytes, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    n_header = 8 + int.from_bytes(model_file[:8], "little")
+    seen = set()
+    for _ in range(N_MUTATIONS):
+        data = bytearray(model_file)
+        kind = rng.random()
+        for _ in range(rng.choice([1, 1, 1, 4, 50])):
+            at = rng.randrange(n_header) if kind < 0.7 else rng.randrange(8) if kind < 0.75 else rng.randrange(len(data))
+            data[at] = data[at] ^ (1 << rng.randrange(8)) if rng.random() < 0.5 else rng.randrange(256)
+        if kind > 0.95:
+            data = data[: rng.randrange(len(data))]
+        seen.add(outcome(tmp_path / "x.fly", bytes(data)))
+    assert {"fine", "ArtifactError"} <= seen
+
+
+def nodes(tree: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of everything inside a JSON tree."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [place for key, value in list(items) for place in ((tree, key), *nodes(value))]
+
+
+def test_hostile_json(model_file: bytes, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    header, manifest, tensors = parts(model_file)
+    seen = set()
+    for i in range(N_MUTATIONS):
+        new_header, new_manifest = copy.deepcopy(header), copy.deepcopy(manifest)
+        tree = new_header if i % 8 == 0 else new_manifest if i % 8 < 4 else new_manifest["model"]
+        for _ in range(rng.choice([1, 1, 2])):
+            container, key = rng.choice(nodes(tree))
+            if rng.random() < 0.15:
+                del container[key]
+            else:
+                container[key] = rng.choice(HOSTILE_VALUES)
+        seen.add(outcome(tmp_path / "x.fly", assemble(new_header, new_manifest, tensors)))
+    assert {"fine", "ArtifactError"} <= seen
+
+
+def test_every_node_of_the_model_and_every_hostile_value(model_file: bytes, tmp_path: Path) -> None:
+    header, manifest, tensors = parts(model_file)
+    small = {k: manifest[k] for k in ("model", "golden", "weights")}
+    n = len(nodes(small["model"]))
+    for i in range(n):
+        for value in HOSTILE_VALUES:
+            changed = copy.deepcopy(manifest)
+            container, key = nodes(changed["model"])[i]
+            container[key] = value
+            outcome(tmp_path / "x.fly", assemble(header, changed, tensors))
