@@ -22,7 +22,7 @@ from flyweight.forms.int8 import int8_rows
 from flyweight.runtime.parser import Parser, load
 
 MANIFEST: dict[str, Any] = {"model": {"pooling": "mean"}, "weights": {}, "lineage": {}, "metrics": {}, "golden": {}}
-N_MUTATIONS = 1500  # of each kind
+N_MUTATIONS = 700  # of each kind
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -419,11 +419,11 @@ def test_hostile_json(model_file: bytes, tmp_path: Path) -> None:
 
 def test_every_node_of_the_model_and_every_hostile_value(model_file: bytes, tmp_path: Path) -> None:
     header, manifest, tensors = parts(model_file)
-    small = {k: manifest[k] for k in ("model", "golden", "weights")}
-    n = len(nodes(small["model"]))
-    for i in range(n):
+    refused = 0
+    for i in range(len(nodes(manifest["model"]))):
         for value in HOSTILE_VALUES:
             changed = copy.deepcopy(manifest)
             container, key = nodes(changed["model"])[i]
             container[key] = value
-            outcome(tmp_path / "x.fly", assemble(header, changed, tensors))
+            refused += outcome(tmp_path / "x.fly", assemble(header, changed, tensors)) == "ArtifactError"
+    assert refused > 500

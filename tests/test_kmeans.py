@@ -161,11 +161,11 @@ def test_lloyd_never_increases_the_error(seed: int, k: int, n: int) -> None:
     c = np.sort(rng.normal(scale=2, size=(4, k)), axis=1)  # some centres start empty
     errors = [np.array([squared_error(row, x) for row, x in zip(s, c, strict=True)])]
     for _ in range(6):
-        c = kmeans._lloyd(s, c, 1)
+        c = kmeans._Rows(s).lloyd(c, 1)
         assert (np.diff(c, axis=1) >= 0).all()
         errors.append(np.array([squared_error(row, x) for row, x in zip(s, c, strict=True)]))
         assert (errors[-1] <= errors[-2] + ROUNDING).all()
-    assert kmeans._errors(s, c) == pytest.approx(errors[-1], abs=ROUNDING)
+    assert kmeans._Rows(s).errors(c) == pytest.approx(errors[-1], abs=ROUNDING)
 
 
 def test_lloyd_ends_where_no_border_moves() -> None:

@@ -38,33 +38,30 @@ def evaluate(
 
     flyweight evaluate bot.fly test.jsonl --json
     """
-    from flyweight.data.load import DEFAULT_SPLIT, Part, evaluation_messages, load_data
+    from flyweight.data.load import Part, evaluation_messages
 
     if part not in get_args(Part):
         raise ConfigError(f"--part is '{part}'; allowed: {', '.join(get_args(Part))}")
     child = open_model(model)
-    columns: dict[str, Any] = {"text_column": text_column, "intent_column": intent_column}
     trained_on, split = _origin(child)
-    messages, which = evaluation_messages(
+    asked = evaluation_messages(
         data,
         cast(Part, part),
         trained_on=trained_on,
         split_settings=split,
-        **columns,
+        text_column=text_column,
+        intent_column=intent_column,
     )
     contenders = [open_model(against)] if against else []
     contenders.append(child)
-    if classic and "test messages" in which and importlib.util.find_spec("sklearn"):
+    if classic and asked.train and importlib.util.find_spec("sklearn"):
         from flyweight.measure.classic import ClassicClassifier
 
-        settings: dict[str, Any] = DEFAULT_SPLIT | split
-        found = load_data(data, **settings, **columns)
-        svm = ClassicClassifier.fit(found.train + found.validation)
-        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm))
-    show.note(f"measured on {which}")
-    rows = comparison(contenders, messages)
+        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", ClassicClassifier.fit(asked.train)))
+    show.note(f"measured on {asked.which}")
+    rows = comparison(contenders, asked.messages)
     if as_json:
-        show.print_json({"messages": which, "models": [row.to_dict() for row in rows]})
+        show.print_json({"messages": asked.which, "models": [row.to_dict() for row in rows]})
         return
     show.comparison_table(rows)
     row = rows[1 if against else 0]

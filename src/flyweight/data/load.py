@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +85,15 @@ DEFAULT_SPLIT: dict[str, float] = {"test": 0.2, "validation": 0.1, "seed": 0}
 Part = Literal["auto", "train", "validation", "test", "all"]
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Messages to judge a model on, a line that says which they are, and what a rival may be trained on."""
+
+    messages: tuple[Message, ...]
+    which: str
+    train: tuple[Message, ...] = ()
+
+
 def evaluation_messages(
     path: str | Path,
     part: Part = "auto",
@@ -93,8 +102,8 @@ def evaluation_messages(
     split_settings: dict[str, float] | None = None,
     text_column: str | None = None,
     intent_column: str | None = None,
-) -> tuple[tuple[Message, ...], str]:
-    """The messages that a model should be judged on, and a line that says which those are.
+) -> Evaluation:
+    """The messages that a model should be judged on.
 
     `auto`: the source's own test part; else, if the model was trained on this very source (`trained_on` is its
     fingerprint), the part that was held out then; else everything, for the model has seen none of it.
@@ -102,15 +111,17 @@ def evaluation_messages(
     settings: dict[str, Any] = DEFAULT_SPLIT | (split_settings or {})
     data = load_data(path, **settings, text_column=text_column, intent_column=intent_column)
     if part == "all":
-        return data.messages, f"all {len(data.messages)} messages"
+        return Evaluation(data.messages, f"all {len(data.messages)} messages of {path}")
     if part == "auto" and "test" in data.split and data.fingerprint() != trained_on:
-        return data.messages, f"all {len(data.messages)} messages (the model was not trained on this source)"
+        which = f"all {len(data.messages)} messages of {path} (the model was not trained on it)"
+        return Evaluation(data.messages, which)
     chosen = {"train": data.train, "validation": data.validation}.get(part, data.test)
     name = "test" if part == "auto" else part
     if not chosen:
         raise DataError(f"no {name} messages", allowed="choose another part: train, validation, test or all", path=path)
     how = "held out of" if name in data.split else "the source's own part of"
-    return chosen, f"{len(chosen)} {name} messages, {how} {path}"
+    train = data.train + data.validation if name == "test" else ()
+    return Evaluation(chosen, f"{len(chosen)} {name} messages, {how} {path}", train)
 
 
 def _resolve(path: str | Path) -> Path:

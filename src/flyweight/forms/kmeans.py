@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 
 _HISTOGRAM_BINS = 1024  # bins of the start by dynamic programming: k * bins^2 additions, 30 ms at k = 16
-_DP_CENTRES = 64  # more centres outnumber the histogram's bins near the mean: companding and agglomeration are tried too
+_DP_CENTRES = 64  # more centres than this outnumber the bins near the mean: the other starts are tried too
 _WARD_POINTS = 128  # groups that a row's agglomeration starts from; the outermost values stay single
 
 
@@ -60,9 +60,10 @@ def centres(w: np.ndarray, k: int, n_iterations: int = 100) -> np.ndarray:
         starts.append(_companding(s, k))
         if 2 * k < s.shape[1]:
             starts.append(_ward(s, k))
-    found = [_lloyd(s, start, n_iterations) for start in starts]
-    errors = np.stack([_errors(s, c) for c in found])  # (starts, R)
-    return np.take_along_axis(np.stack(found), errors.argmin(axis=0)[None, :, None], axis=0)[0]
+    rows = _Rows(s)
+    found = np.stack([rows.lloyd(start, n_iterations) for start in starts])  # (starts, R, k)
+    best = np.stack([rows.errors(c) for c in found]).argmin(axis=0)  # (R,)
+    return np.take_along_axis(found, best[None, :, None], axis=0)[0]
 
 
 def _from_histogram(s: np.ndarray, k: int) -> np.ndarray:
@@ -112,39 +113,43 @@ def _companding(s: np.ndarray, k: int) -> np.ndarray:
     return np.stack([np.interp(steps, mass[r], knots[r]) for r in range(len(s))])
 
 
-def _cuts(s: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Where the sorted rows s (R, C) change their nearest centre, (R, k + 1) indices 0..C."""
-    rows, n = s.shape
-    low, span = s[:, :1], np.maximum(s[:, -1:] - s[:, :1], 1e-300)
-    # All rows in one search: row r lives in [r, r + 0.5], so one ascending array holds them all.
-    offset = np.arange(rows)[:, None]
-    flat = (offset + 0.5 * (s - low) / span).ravel()
-    middles = offset + 0.5 * np.clip(((c[:, 1:] + c[:, :-1]) / 2 - low) / span, -0.5, 1.5)
-    cut = np.searchsorted(flat, middles.ravel(), side="right").reshape(rows, -1) - offset * n
-    return np.concatenate([np.zeros((rows, 1), int), np.clip(cut, 0, n), np.full((rows, 1), n)], axis=1)
+class _Rows:
+    """Sorted rows with what every iteration needs: prefix sums, and one ascending array that holds all rows."""
 
+    def __init__(self, s: np.ndarray):
+        zero = np.zeros((len(s), 1))
+        self.s = s
+        self.sums = np.concatenate([zero, np.cumsum(s, axis=1)], axis=1)
+        self.squares = np.concatenate([zero, np.cumsum(s * s, axis=1)], axis=1)
+        self.low, self.span = s[:, :1], np.maximum(s[:, -1:] - s[:, :1], 1e-300)
+        # Row r lives in [r, r + 0.5], so that one search serves all rows.
+        self.offset = np.arange(len(s))[:, None]
+        self.line = (self.offset + 0.5 * (s - self.low) / self.span).ravel()
 
-def _lloyd(s: np.ndarray, c: np.ndarray, n_iterations: int) -> np.ndarray:
-    """Lloyd's iteration on sorted rows until no border moves. Empty clusters keep their centre."""
-    sums = np.concatenate([np.zeros((len(s), 1)), np.cumsum(s, axis=1)], axis=1)
-    before = None
-    for _ in range(n_iterations):
-        cut = _cuts(s, c)
-        if before is not None and np.array_equal(cut, before):
-            break
-        before = cut
-        counts = np.diff(cut, axis=1)
-        total = np.diff(np.take_along_axis(sums, cut, axis=1), axis=1)
-        c = np.sort(np.where(counts > 0, total / np.maximum(counts, 1), c), axis=1)
-    return c
+    def cuts(self, c: np.ndarray) -> np.ndarray:
+        """Where the rows change their nearest centre, (R, k + 1) indices 0..C."""
+        rows, n = self.s.shape
+        middles = np.clip(((c[:, 1:] + c[:, :-1]) / 2 - self.low) / self.span, -0.5, 1.5)
+        found = np.searchsorted(self.line, (self.offset + 0.5 * middles).ravel(), side="right").reshape(rows, -1)
+        inner = np.clip(found - self.offset * n, 0, n)
+        return np.concatenate([np.zeros((rows, 1), int), inner, np.full((rows, 1), n)], axis=1)
 
+    def lloyd(self, c: np.ndarray, n_iterations: int) -> np.ndarray:
+        """Lloyd's iteration until no border moves. Empty clusters keep their centre."""
+        before = None
+        for _ in range(n_iterations):
+            cut = self.cuts(c)
+            if before is not None and np.array_equal(cut, before):
+                break
+            before = cut
+            counts = np.diff(cut, axis=1)
+            total = np.diff(np.take_along_axis(self.sums, cut, axis=1), axis=1)
+            c = np.sort(np.where(counts > 0, total / np.maximum(counts, 1), c), axis=1)
+        return c
 
-def _errors(s: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Squared error of each sorted row with its centres, (R,)."""
-    cut = _cuts(s, c)
-    squares = np.concatenate([np.zeros((len(s), 1)), np.cumsum(s * s, axis=1)], axis=1)
-    sums = np.concatenate([np.zeros((len(s), 1)), np.cumsum(s, axis=1)], axis=1)
-    n0 = np.diff(cut, axis=1)
-    n1 = np.diff(np.take_along_axis(sums, cut, axis=1), axis=1)
-    n2 = np.diff(np.take_along_axis(squares, cut, axis=1), axis=1)
-    return (n2 - 2 * c * n1 + n0 * c * c).sum(axis=1)
+    def errors(self, c: np.ndarray) -> np.ndarray:
+        """Squared error of each row with its centres, (R,)."""
+        cut = self.cuts(c)
+        n0 = np.diff(cut, axis=1)
+        n1, n2 = (np.diff(np.take_along_axis(p, cut, axis=1), axis=1) for p in (self.sums, self.squares))
+        return (n2 - 2 * c * n1 + n0 * c * c).sum(axis=1)

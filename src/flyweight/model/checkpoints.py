@@ -145,6 +145,10 @@ def _encoder_config(config: dict[str, Any], family: Family, where: str) -> Encod
             f"{where}: hidden_act '{activation}', position_embedding_type '{position_type}'; "
             f"allowed: {', '.join(_ACTIVATION)}; absolute"
         )
+    needed = ("num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    for key in (*needed, "max_position_embeddings"):
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise CheckpointError(f"{where}: config.json says {key} {config.get(key)!r}; allowed: whole numbers from 1")
     heads = config["num_attention_heads"]
     shape = LayerShape(heads=heads, ffn=config["intermediate_size"])
     return EncoderConfig(

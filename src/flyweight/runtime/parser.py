@@ -98,8 +98,10 @@ def _labels(artifact: Artifact) -> Labels:
         raise ArtifactError(f"{artifact.path}: labels are broken ({error!r}); export the model again") from error
     names = [*intents, *entities, *synonyms, *synonyms.values()]
     lists = isinstance(fields["intents"], list) and isinstance(fields["entity_labels"], list)
-    if not lists or not intents or not all(isinstance(name, str) for name in names) or not 0 < temperature < np.inf:
-        raise ArtifactError(f"{artifact.path}: labels must be lists of names, and the temperature above 0; export again")
+    if not lists or not intents or not all(isinstance(name, str) for name in names) or not 1e-6 < temperature < 1e6:
+        raise ArtifactError(
+            f"{artifact.path}: labels must be lists of names, the temperature from 1e-6 to 1e6; export the model again"
+        )
     return Labels(intents, entities, temperature, synonyms)
 
 

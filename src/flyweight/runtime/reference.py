@@ -208,7 +208,9 @@ def check_model(artifact: Artifact) -> dict[str, Any]:
     model = artifact.manifest["model"]
     encoder, pooling, head = (model.get(k) for k in ("encoder", "pooling", "intent_head"))
     if not isinstance(encoder, dict) or not isinstance(encoder.get("layers"), list):
-        raise ArtifactError(f"{artifact.path}: the manifest's model has no encoder with a list of layers; export it again")
+        raise ArtifactError(
+            f"{artifact.path}: the manifest's model has no encoder with a list of layers; export it again"
+        )
     sizes = [(f"encoder.{k}", encoder.get(k), 1) for k in ("vocab_size", "hidden", "head_size", "max_positions")]
     for i, layer in enumerate(encoder["layers"]):
         shape = layer if isinstance(layer, dict) else {}

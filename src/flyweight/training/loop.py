@@ -126,15 +126,15 @@ def fit(
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then the CPU."""
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"device '{device}' is unknown; allowed: auto, cpu, cuda, mps") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """`auto` is CUDA, then MPS, then the CPU. Errors: ConfigError for a device that this machine lacks."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there.get(device.split(":")[0]):
+        raise ConfigError(
+            f"device '{device}' is not here; allowed: auto, {', '.join(n for n, a in there.items() if a)}"
+        )
+    return torch.device(device)
 
 
 def encode(model: NLUModel, messages: Sequence[Message]) -> list[Example]:

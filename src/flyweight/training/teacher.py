@@ -16,7 +16,7 @@ from flyweight.measure.quality import fit_temperature
 from flyweight.model.checkpoints import load_encoder, resolve_base
 from flyweight.model.encoder import Encoder
 from flyweight.model.nlu import Card, IntentHead, NLUModel, Pooling
-from flyweight.model.small import VOCABULARY, small_config, train_tokenizer
+from flyweight.model.small import MAX_POSITIONS, VOCABULARY, small_config, train_tokenizer
 from flyweight.tokenizer import Tokenizer
 from flyweight.training.loop import TrainingSettings, fit
 
@@ -77,7 +77,7 @@ def build(
     torch.manual_seed(seed)
     if base == "small":
         source = train_tokenizer((m.text for m in data.train), VOCABULARY)
-        tokenizer = Tokenizer(source, max_tokens)
+        tokenizer = Tokenizer(source, min(max_tokens, MAX_POSITIONS))
         encoder = Encoder(small_config(tokenizer.vocab_size))
     else:
         folder = resolve_base(base)
