@@ -50,7 +50,7 @@ def measure(name: str, base: str, seed: int, n_calls: int) -> dict[str, Any]:
             paths[label] = fw.save(small, Path(folder) / f"{label}.fly")
             contenders.append(Contender(label, "numpy reference", fw.load(paths[label]), paths[label]))
         svm = ClassicClassifier.fit(data.train + data.validation)
-        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm))
+        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm, child=False))
         rows = comparison(contenders, data.test, n_latency_calls=n_calls)
         memory = {label: serving_memory(path).resident_mb for label, path in paths.items()}
     for row in rows[1:3]:

@@ -16,13 +16,13 @@ import pytest
 
 from flyweight import artifact
 from flyweight.artifact import ALIGN, FORMAT_VERSION, read, verify, write
-from flyweight.errors import ArtifactError, FlyweightError
+from flyweight.errors import ArtifactError, FlyweightError, ParityError
 from flyweight.forms import pack
 from flyweight.forms.int8 import int8_rows
 from flyweight.runtime.parser import Parser, load
 
 MANIFEST: dict[str, Any] = {"model": {"pooling": "mean"}, "weights": {}, "lineage": {}, "metrics": {}, "golden": {}}
-N_MUTATIONS = 700  # of each kind
+N_MUTATIONS = 500  # of each kind
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -136,7 +136,7 @@ def test_forms_of_a_file(tmp_path: Path) -> None:
 
 
 def test_other_dtypes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="tensor 'x' is float64; a .fly file holds F32, I8, U8"):
+    with pytest.raises(ArtifactError, match=r"tensor 'x' is float64; a \.fly file holds F32, I8, U8"):
         write(tmp_path / "x.fly", MANIFEST, {"x": np.zeros(3)})
     assert list(tmp_path.iterdir()) == []
 
@@ -176,7 +176,7 @@ def test_folders_are_made(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"x\.fly does not exist; name a \.fly file"):
         read(tmp_path / "x.fly")
-    with pytest.raises(ArtifactError, match="is a folder; a .fly file is needed"):
+    with pytest.raises(ArtifactError, match=r"is a folder; a \.fly file is needed"):
         read(tmp_path)
 
 
@@ -206,7 +206,11 @@ def test_no_fly_file(tmp_path: Path, data: bytes, message: str) -> None:
 
 Change = Callable[[dict[str, Any], dict[str, Any]], None]  # of header and manifest, in place
 DAMAGE: list[tuple[str, Change, str]] = [
-    ("newer version", lambda h, m: m.update(format_version=2), "has format version 2; this Flyweight reads versions 1 to 1"),
+    (
+        "newer version",
+        lambda h, m: m.update(format_version=2),
+        "has format version 2; this Flyweight reads versions 1 to 1",
+    ),
     ("version 0", lambda h, m: m.update(format_version=0), "has format version 0;"),
     ("version text", lambda h, m: m.update(format_version="1"), "has format version 1;"),
     ("layout", lambda h, m: m.update(layout="panels"), "has layout 'panels'; this Flyweight reads 'rows'"),
@@ -222,21 +226,53 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ("no shape", lambda h, m: h["b"].pop("shape"), "tensor 'b' has a broken entry"),
     ("entry", lambda h, m: h.update(b=5), "tensor 'b' has a broken entry"),
     ("entry null", lambda h, m: m["tensors"].update(b=None), "tensor 'b' has a broken entry"),
-    ("offset gap", lambda h, m: h["b"].update(data_offsets=[128, 192]), r"lies at 128..192; tensors must follow one another \(next byte: 64\)"),
+    (
+        "offset gap",
+        lambda h, m: h["b"].update(data_offsets=[128, 192]),
+        r"lies at 128..192; tensors must follow one another \(next byte: 64\)",
+    ),
     ("overlap", lambda h, m: h["b"].update(data_offsets=[0, 64]), r"tensor 'b' .* lies at 0..64; .* \(next byte: 64\)"),
     ("offset negative", lambda h, m: h["a"].update(data_offsets=[-64, 0]), "tensor 'a' has shape"),
-    ("offset text", lambda h, m: h["a"].update(data_offsets=["0", "64"]), "tensor 'a' .* allowed: whole numbers from 0 to"),
-    ("offset float", lambda h, m: h["a"].update(data_offsets=[0.0, 64.0]), "tensor 'a' .* allowed: whole numbers from 0 to"),
-    ("offset null", lambda h, m: h["a"].update(data_offsets=[None, 64]), "tensor 'a' .* allowed: whole numbers from 0 to"),
-    ("offset bool", lambda h, m: h["a"].update(data_offsets=[False, 64]), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    (
+        "offset text",
+        lambda h, m: h["a"].update(data_offsets=["0", "64"]),
+        "tensor 'a' .* allowed: whole numbers from 0 to",
+    ),
+    (
+        "offset float",
+        lambda h, m: h["a"].update(data_offsets=[0.0, 64.0]),
+        "tensor 'a' .* allowed: whole numbers from 0 to",
+    ),
+    (
+        "offset null",
+        lambda h, m: h["a"].update(data_offsets=[None, 64]),
+        "tensor 'a' .* allowed: whole numbers from 0 to",
+    ),
+    (
+        "offset bool",
+        lambda h, m: h["a"].update(data_offsets=[False, 64]),
+        "tensor 'a' .* allowed: whole numbers from 0 to",
+    ),
     ("three offsets", lambda h, m: h["a"].update(data_offsets=[0, 64, 128]), "tensor 'a' has a broken entry"),
     ("shape text", lambda h, m: m["tensors"]["a"].update(shape="ab"), "tensor 'a' .* allowed: whole numbers from 0 to"),
-    ("shape negative", lambda h, m: m["tensors"]["a"].update(shape=[-3, -5]), "tensor 'a' .* allowed: whole numbers from 0 to"),
+    (
+        "shape negative",
+        lambda h, m: m["tensors"]["a"].update(shape=[-3, -5]),
+        "tensor 'a' .* allowed: whole numbers from 0 to",
+    ),
     ("shape smaller", lambda h, m: m["tensors"]["b"].update(shape=[7, 7, 1, 0]), "tensor 'b' of shape"),
-    ("shape larger", lambda h, m: m["tensors"]["b"].update(shape=[8, 9]), r"tensor 'b' of shape \[8, 9\] .* padded to 64"),
+    (
+        "shape larger",
+        lambda h, m: m["tensors"]["b"].update(shape=[8, 9]),
+        r"tensor 'b' of shape \[8, 9\] .* padded to 64",
+    ),
     ("shape huge", lambda h, m: m["tensors"]["b"].update(shape=[2**40, 2**40]), "tensor 'b' has shape"),
     ("shape huge empty", lambda h, m: m["tensors"]["empty"].update(shape=[0, 2**80]), "tensor 'empty'"),
-    ("shape deep", lambda h, m: m["tensors"]["b"].update(shape=[1] * 99 + [64]), "tensor 'b' has shape .* at most 4 axes"),
+    (
+        "shape deep",
+        lambda h, m: m["tensors"]["b"].update(shape=[1] * 99 + [64]),
+        "tensor 'b' has shape .* at most 4 axes",
+    ),
     ("lone surrogate", lambda h, m: m.update(extra="\ud800"), ""),
     ("big number", lambda h, m: m.update(format_version=10**400), "has format version"),
 ]
@@ -285,7 +321,9 @@ def test_bytes_too_many_and_misaligned(file: Path) -> None:
         text = (len(text) - 8 + n).to_bytes(8, "little") + text[8:] + b" " * n
         file.write_bytes(text + tensors)
         if len(text) % ALIGN:
-            with pytest.raises(ArtifactError, match=f"tensors begin at byte {len(text)}; they must begin at a multiple of 64"):
+            with pytest.raises(
+                ArtifactError, match=f"tensors begin at byte {len(text)}; they must begin at a multiple of 64"
+            ):
                 read(file)
         else:
             read(file)
@@ -310,7 +348,9 @@ def test_verify_finds_every_flipped_data_byte(file: Path) -> None:
             flipped[at] ^= 1 << (at % 8)
             file.write_bytes(flipped)
             read(file)  # the structure is sound
-            with pytest.raises(ArtifactError, match=rf"tensor '{name}' has SHA-256 .* the file is damaged, copy or export"):
+            with pytest.raises(
+                ArtifactError, match=rf"tensor '{name}' has SHA-256 .* the file is damaged, copy or export"
+            ):
                 verify(file)
 
 
@@ -318,7 +358,7 @@ def test_a_missing_checksum_is_no_verification(file: Path) -> None:
     header, manifest, tensors = parts(file.read_bytes())
     del manifest["tensors"]["b"]["sha256"]
     file.write_bytes(assemble(header, manifest, tensors))
-    with pytest.raises(ArtifactError, match="tensor 'b' has SHA-256 .* the manifest says None"):
+    with pytest.raises(ArtifactError, match=r"tensor 'b' has SHA-256 .* the manifest says None"):
         verify(file)
 
 
@@ -334,13 +374,13 @@ HOSTILE_VALUES: list[Any] = [
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A whole model in 40 kB: packed matrices of every kind, entities, pooler, relative positions."""
     from flyweight.answers import Labels
-    from flyweight.techniques.codebook import kmeans_codes
     from flyweight.export.fly import export_fly
     from flyweight.forms.int8 import int8_matrix
     from flyweight.model.encoder import EncoderConfig, LayerShape
     from flyweight.model.linear import set_form
     from flyweight.model.nlu import NLUModel
     from flyweight.model.small import train_tokenizer
+    from flyweight.techniques.codebook import kmeans_codes
     from flyweight.tokenizer import Tokenizer
 
     texts = ["book a table", "fly to New York", "hello"]
@@ -350,7 +390,12 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         layers=(LayerShape(heads=2, ffn=16), LayerShape(heads=0, ffn=0)),
     )  # fmt: skip
     model = NLUModel(config, tokenizer, Labels(("a", "b"), ("city",), synonyms={"nyc": "New York"}), pooling="cls+tanh")
-    makers = [int8_rows, int8_matrix, lambda w: kmeans_codes(w, 4, "row", True), lambda w: kmeans_codes(w, 3, "matrix", True)]
+    makers = [
+        int8_rows,
+        int8_matrix,
+        lambda w: kmeans_codes(w, 4, "row", True),
+        lambda w: kmeans_codes(w, 3, "matrix", True),
+    ]
     for i, (_, module, part) in enumerate(model.matrices()):
         if part != "embeddings":
             set_form(module, makers[i % 4](module.weight.detach().numpy()), "int8")
@@ -360,14 +405,13 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def outcome(path: Path, data: bytes) -> str:
-    """What opening, checking and using the file comes to: "fine" or the error's class. Other exceptions pass through."""
+    """What opening, checking and using the file comes to: "fine" or the error's class; other exceptions pass."""
     path.write_bytes(data)
     try:
         parser = Parser(read(path))
         parser.check_golden()
         parser.parse_batch(["book a table", ""])
     except FlyweightError as error:
-        assert str(error)
         return type(error).__name__
     return "fine"
 
@@ -378,6 +422,113 @@ def test_the_real_file_is_fine(model_file: bytes, tmp_path: Path) -> None:
     verify(tmp_path / "x.fly")
 
 
+Edit = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]  # of manifest and arrays, in place
+MISFITS: list[tuple[str, Edit, str]] = [
+    (
+        "labels",
+        lambda m, a: m["model"]["labels"]["intents"].append("c"),
+        r"heads\.intent is \(2, 8\); the model says \(3, 8\)",
+    ),
+    (
+        "entities",
+        lambda m, a: m["model"]["labels"]["entity_labels"].append("b"),
+        r"heads\.tags is .* the model says \(5, 8\)",
+    ),
+    (
+        "heads",
+        lambda m, a: m["model"]["encoder"]["layers"][0].update(heads=1),
+        r"layers\.0\.attention\.relative_bias is ",
+    ),
+    (
+        "neurons",
+        lambda m, a: m["model"]["encoder"]["layers"][0].update(ffn=15),
+        r"layers\.0\.ffn\.up is \(16, 8\); the mod",
+    ),
+    (
+        "layer",
+        lambda m, a: m["model"]["encoder"]["layers"].append({"heads": 1, "ffn": 1}),
+        "matrix 'layers.2.attention.qkv' is",
+    ),
+    ("pooling", lambda m, a: m["model"].update(pooling="max"), r"pooling is 'max'; allowed: mean, cls, cls\+tanh"),
+    (
+        "activation",
+        lambda m, a: m["model"]["encoder"].update(activation="swish"),
+        "encoder.activation is 'swish'; allowed: gelu,",
+    ),
+    (
+        "eps",
+        lambda m, a: m["model"]["encoder"].update(norm_eps=0.0),
+        "encoder.norm_eps is 0.0; allowed: above 0 and below 1",
+    ),
+    (
+        "no bias",
+        lambda m, a: a.pop("layers.0.ffn.up.bias"),
+        r"tensor 'layers\.0\.ffn\.up\.bias' is missing; the file is incomplete",
+    ),
+    ("NaN bias", lambda m, a: a.update({"heads.tags.bias": np.full(3, np.nan, np.float32)}), "allowed: finite float32"),
+    (
+        "NaN norm",
+        lambda m, a: a.update({"embeddings.norm.bias": np.full(8, np.inf, np.float32)}),
+        "allowed: finite float32",
+    ),
+    (
+        "int8 lookup",
+        lambda m, a: m["weights"]["embeddings.positions"].update(activations="int8"),
+        "positions has float weights",
+    ),
+    (
+        "activations",
+        lambda m, a: m["weights"]["heads.tags"].update(activations="int4"),
+        "activations 'int4'; allowed: float, int8",
+    ),
+    (
+        "max_tokens",
+        lambda m, a: m["model"].update(max_tokens=13),
+        r"max_tokens is 13; allowed: 3 to max_positions \(12\)",
+    ),
+    ("temperature", lambda m, a: m["model"]["labels"].update(temperature=0), "the temperature from 1e-6 to 1e6"),
+    ("synonyms", lambda m, a: m["model"]["labels"].update(synonyms={"a": 1}), "labels must be lists of names"),
+    (
+        "tokenizer",
+        lambda m, a: a.update({"tokenizer.json": np.full(9, 0xFF, np.uint8)}),
+        "tokenizer.json is no UTF-8 text",
+    ),
+    (
+        "tokenizer JSON",
+        lambda m, a: a.update({"tokenizer.json": np.full(9, 65, np.uint8)}),
+        "tokenizer.json cannot be read",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), [m[1:] for m in MISFITS], ids=[m[0] for m in MISFITS])
+def test_models_whose_parts_do_not_fit(model_file: bytes, tmp_path: Path, edit: Edit, message: str) -> None:
+    (tmp_path / "x.fly").write_bytes(model_file)
+    found = read(tmp_path / "x.fly")
+    manifest, stored = copy.deepcopy(found.manifest), {k: a.copy() for k, a in found.arrays.items()}
+    edit(manifest, stored)
+    with pytest.raises(ArtifactError, match=message) as error:
+        Parser(read(write(tmp_path / "y.fly", manifest, stored)))
+    assert "\n" not in str(error.value)
+
+
+def test_golden_samples_are_checked_at_load(model_file: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.fly").write_bytes(model_file)
+    found = read(tmp_path / "x.fly")
+    for name in ("golden.intent", "golden.tags"):
+        wrong = {k: a.copy() for k, a in found.arrays.items()}
+        for value, message in ((1.0, "golden samples differ by"), (np.nan, "golden samples differ by nan")):
+            wrong[name] = found.arrays[name].copy()
+            wrong[name][0, 0] += value
+            path = write(tmp_path / "y.fly", found.manifest, wrong)
+            with pytest.raises(ParityError, match=message):
+                load(path)
+            load(path, check=False)
+        wrong[name] = np.zeros((1, 1), np.float32)
+        with pytest.raises(ArtifactError, match="golden logits have other shapes than the model's; export again"):
+            load(write(tmp_path / "y.fly", found.manifest, wrong))
+
+
 def test_random_bytes(model_file: bytes, tmp_path: Path) -> None:
     rng = random.Random(0)
     n_header = 8 + int.from_bytes(model_file[:8], "little")
@@ -386,7 +537,9 @@ def test_random_bytes(model_file: bytes, tmp_path: Path) -> None:
         data = bytearray(model_file)
         kind = rng.random()
         for _ in range(rng.choice([1, 1, 1, 4, 50])):
-            at = rng.randrange(n_header) if kind < 0.7 else rng.randrange(8) if kind < 0.75 else rng.randrange(len(data))
+            at = (
+                rng.randrange(n_header) if kind < 0.7 else rng.randrange(8) if kind < 0.75 else rng.randrange(len(data))
+            )
             data[at] = data[at] ^ (1 << rng.randrange(8)) if rng.random() < 0.5 else rng.randrange(256)
         if kind > 0.95:
             data = data[: rng.randrange(len(data))]

@@ -105,7 +105,8 @@ def test_int8_matrix_of_no_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_centres", "bits"), [(2, 1), (3, 2), (4, 2), (5, 3), (8, 3), (9, 4), (16, 4), (17, 5), (128, 7), (129, 8), (256, 8)]
+    ("n_centres", "bits"),
+    [(2, 1), (3, 2), (4, 2), (5, 3), (8, 3), (9, 4), (16, 4), (17, 5), (128, 7), (129, 8), (256, 8)],
 )
 def test_code_bits(n_centres: int, bits: int) -> None:
     assert code_bits(n_centres) == bits
@@ -139,7 +140,9 @@ def test_packing_is_reversible_and_row_by_row(data: st.DataObject, bits: int, ro
     assert row_bytes(columns, bits) == -(-columns * bits // 8)
     assert np.array_equal(unpack_bits(packed, columns, bits), codes)
     for r in range(rows):
-        assert sum(int(c) << (i * bits) for i, c in enumerate(codes[r])) == int.from_bytes(packed[r].tobytes(), "little")
+        assert sum(int(c) << (i * bits) for i, c in enumerate(codes[r])) == int.from_bytes(
+            packed[r].tobytes(), "little"
+        )
 
 
 def test_sixteen_centres_take_four_bits_a_weight() -> None:
@@ -182,7 +185,9 @@ def test_repeated_centres_still_decode_to_the_nearest(w: np.ndarray, k: int) -> 
 
 
 def test_float_centres_by_hand() -> None:
-    form = codes_from_centres(np.array([[0.1, 0.9, -5], [3, 3, 3]], np.float32), np.array([[1.0, 0.0], [4.0, 2.0]]), False)
+    form = codes_from_centres(
+        np.array([[0.1, 0.9, -5], [3, 3, 3]], np.float32), np.array([[1.0, 0.0], [4.0, 2.0]]), False
+    )
     assert form.table.tolist() == [[0, 1], [2, 4]]  # sorted
     assert form.codes.tolist() == [[0, 1, 0], [0, 0, 0]]
     assert form.dense().tolist() == [[0, 1, 0], [2, 2, 2]]
@@ -229,7 +234,9 @@ def make(kind: str, rows: int, columns: int) -> Form:
 
 
 KINDS = ["float32", "int8 row", "int8 matrix"]
-KINDS += [f"codes {t} {per} {k}" for t in ("int8", "float32") for per in ("row", "matrix") for k in (2, 3, 16, 100, 256)]
+KINDS += [
+    f"codes {t} {per} {k}" for t in ("int8", "float32") for per in ("row", "matrix") for k in (2, 3, 16, 100, 256)
+]
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 9), (4, 1), (0, 4), (4, 0)])

@@ -72,7 +72,9 @@ def test_counts_are_repetitions(found: list[int], k: int, data: st.DataObject) -
     counts = np.array(data.draw(st.lists(st.integers(1, 4), min_size=len(w), max_size=len(w))))
     repeated = np.repeat(w, counts)
     counted = kmeans.exact(w, k, counts)
-    assert squared_error(repeated, counted) == pytest.approx(squared_error(repeated, kmeans.exact(repeated, k)), abs=ROUNDING)
+    assert squared_error(repeated, counted) == pytest.approx(
+        squared_error(repeated, kmeans.exact(repeated, k)), abs=ROUNDING
+    )
 
 
 @given(st.sets(st.integers(-50, 50), min_size=1, max_size=5), st.integers(1, 3), st.integers(0, 4))

@@ -138,11 +138,13 @@ def test_calibration_error_refuses_what_is_no_probability(bad: float) -> None:
 
 
 def test_temperature_by_hand() -> None:
-    # Two classes, logits (2 ln 3, 0), 3 of 4 right: the best has sigmoid(2 ln 3 / T) = 3/4, so 2 ln 3 / T = ln 3
+    # Two classes, logits (2 ln 3, 0), e = 1/6; 3 of 4 right: sigmoid(2 ln 3 / T) = 5/6 * 3/4 + 1/12 = 17/24,
+    # so 2 ln 3 / T = ln(17/7); all right: 5/6 + 1/12 = 11/12, so 2 ln 3 / T = ln 11
     logits = np.tile([2 * math.log(3), 0.0], (4, 1))
-    assert fit_temperature(logits, [0, 0, 0, 1]) == pytest.approx(2.0, abs=1e-6)
-    assert fit_temperature(logits + 1e4, [0, 0, 0, 1]) == pytest.approx(2.0, abs=1e-6)  # a row constant is nothing
-    assert fit_temperature(logits, [0, 0, 0, 0]) == pytest.approx(0.05)  # all right: as sure as allowed
+    three_of_four = 2 * math.log(3) / math.log(17 / 7)
+    assert fit_temperature(logits, [0, 0, 0, 1]) == pytest.approx(three_of_four, abs=1e-6)
+    assert fit_temperature(logits + 1e4, [0, 0, 0, 1]) == pytest.approx(three_of_four, abs=1e-6)  # a row constant
+    assert fit_temperature(logits, [0, 0, 0, 0]) == pytest.approx(2 * math.log(3) / math.log(11), abs=1e-6)
     assert fit_temperature(logits, [0, 0, 1, 1]) == pytest.approx(20.0)  # a coin toss: as unsure as allowed
     assert fit_temperature(np.zeros((0, 3)), []) == 1.0
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,7 +80,9 @@ def packed(model: NLUModel, kind: str) -> NLUModel:
     """A copy with every matrix in one kind of form (embeddings: float activations)."""
     model = model.copy()
     for _, module, _ in model.matrices():
-        set_form(module, MAKERS[kind](module.weight.detach().numpy()), "int8" if isinstance(module, Linear) else "float")
+        set_form(
+            module, MAKERS[kind](module.weight.detach().numpy()), "int8" if isinstance(module, Linear) else "float"
+        )
     return model
 
 
@@ -169,7 +175,9 @@ def test_unknown_pooling_and_foreign_tokenizer_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"pooling is 'max'; allowed: mean, cls, cls\+tanh"):
         NLUModel(model.encoder.config, model.tokenizer, model.labels, pooling="max")  # type: ignore[arg-type]
     small = EncoderConfig(vocab_size=5, hidden=16, head_size=4, layers=(), max_positions=24)
-    with pytest.raises(CheckpointError, match="the tokenizer has .* ids, the model 5 word embeddings; they must come from"):
+    with pytest.raises(
+        CheckpointError, match=r"the tokenizer has .* ids, the model 5 word embeddings; they must come from"
+    ):
         NLUModel(small, model.tokenizer, model.labels)
 
 
@@ -298,14 +306,18 @@ def test_weights_trained_after_packing_are_not_saved(tmp_path: Path) -> None:
     model = packed(make(), "int8 row")
     with torch.no_grad():
         model.encoder.layers[0].ffn.up.weight[0, 0] += 1
-    with pytest.raises(FlyweightError, match=r"layers\.0\.ffn\.up was trained after it was packed; apply the technique"):
+    with pytest.raises(
+        FlyweightError, match=r"layers\.0\.ffn\.up was trained after it was packed; apply the technique"
+    ):
         model.save(tmp_path)
     assert [m.form for _, m, _ in model.unpack().matrices()] == [None] * len(list(model.matrices()))
     model.save(tmp_path)
 
 
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json is missing; a model folder is what 'flyweight train --out'"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is missing; a model folder is what 'flyweight train --out'"
+    ):
         NLUModel.load(tmp_path / "nowhere")
     folder = make().save(tmp_path / "model")
     text = (folder / "config.json").read_text(encoding="utf-8")
@@ -434,12 +446,35 @@ def test_built_from_data(tiny_data: NLUData) -> None:
     assert model.labels.entity_labels == ("city", "city#from", "city#to", "date")
     assert model.labels.synonyms == {"nyc": "New York"}
     assert model.card.data_fingerprint == tiny_data.fingerprint()
-    assert model.card.split == {"train": 60, "validation": 12, "test": 12}
+    assert model.card.split == tiny_data.split
     assert model.intent_head.bias is None  # label embeddings
     again = build(tiny_data, "small", seed=3)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert model.tokenizer.source == again.tokenizer.source
     other = build(tiny_data, "small", seed=4)
     assert not torch.equal(model.encoder.words.weight, other.encoder.words.weight)
+
+
+def test_the_learned_tokenizer_is_the_same_in_every_process() -> None:
+    # Python's and the tokenizer's hash maps are seeded anew in each process.
+    code = f"import hashlib; from flyweight.model.small import train_tokenizer as t; texts = {TEXTS!r}"
+    code += "\nfor n in (110, 300): print(hashlib.sha256(t(texts, n).encode()).hexdigest())"
+    here = "".join(hashlib.sha256(train_tokenizer(TEXTS, n).encode()).hexdigest() + "\n" for n in (110, 300))
+    for seed in "12":
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+        )
+        assert found.stdout == here
+
+
+def test_pieces_of_words_are_no_added_tokens() -> None:
+    source = json.loads(train_tokenizer([*TEXTS, "it costs ##o"], 300))
+    assert [t["content"] for t in source["added_tokens"]] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    ids = source["model"]["vocab"]
+    assert sorted(ids.values()) == list(range(len(ids)))
+    tokenizer = Tokenizer(json.dumps(source), 20)
+    assert [tokenizer.encode("##o").words, tokenizer.encode("Oslo").words] == [[(0, 1), (1, 2), (2, 3)], [(0, 4)]]
 
 
 def test_labels_come_from_the_training_split_alone(tiny_data: NLUData) -> None:

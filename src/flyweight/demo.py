@@ -64,7 +64,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> DemoResult:
         nlu = load(path)
         contenders.append(Contender(name, f"{nlu.engine.name} reference", nlu, path))
     svm = ClassicClassifier.fit(data.train + data.validation)
-    contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm))
+    contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm, child=False))
     rows = comparison(contenders, data.test, n_latency_calls=N_LATENCY_CALLS)
     answers = [load(out / "assistant-4bit.fly").parse(text) for text in SENTENCES]
     title = f"{len(data.test)} test messages; one thread, batch 1, tokenizer included"

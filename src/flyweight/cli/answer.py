@@ -36,7 +36,7 @@ def parse(
         if as_json:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
             continue
-        spans = "  ".join(f"{e['entity']}={e['value']!r}" for e in answer["entities"])
+        spans = show.entities_text(answer["entities"])
         print(f"{answer['intent']['name']}\t{answer['intent']['confidence']:.4f}\t{spans}", flush=True)
 
 

@@ -171,7 +171,7 @@ def demo(
     show.comparison_table(result.rows, result.title)
     print(result.remark)
     for text, answer in zip(SENTENCES, result.answers, strict=True):
-        spans = ", ".join(f"{e['entity']}={e['value']!r}" for e in answer["entities"])
+        spans = show.entities_text(answer["entities"])
         print(f"\n> {text}\n  {answer['intent']['name']} ({answer['intent']['confidence']:.2f})  {spans}")
     print(f'\nTry it: flyweight parse {result.best} "{SENTENCES[0]}"')
 

@@ -57,7 +57,7 @@ def evaluate(
     if classic and asked.train and importlib.util.find_spec("sklearn"):
         from flyweight.measure.classic import ClassicClassifier
 
-        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", ClassicClassifier.fit(asked.train)))
+        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", ClassicClassifier.fit(asked.train), child=False))
     show.note(f"measured on {asked.which}")
     rows = comparison(contenders, asked.messages)
     if as_json:

@@ -61,6 +61,12 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+def entities_text(entities: Sequence[dict[str, Any]]) -> str:
+    """Entities of a parse result in one line: `city:departure='Berlin'  date='Friday'`."""
+    names = [":".join(e[k] for k in ("entity", "role", "group") if e.get(k)) for e in entities]
+    return "  ".join(f"{name}={e['value']!r}" for name, e in zip(names, entities, strict=True))
+
+
 def frame_text(frame: dict[str, Any]) -> str:
     """An answer in one line: intent, then entity spans."""
     spans = " ".join(f"{label}[{start}:{end}]" for start, end, label in frame["entities"])

@@ -18,13 +18,17 @@ from flyweight.artifact import Artifact, read, write
 from flyweight.errors import ConfigError, ParityError
 from flyweight.forms import pack
 from flyweight.model.nlu import NLUModel
-from flyweight.runtime.reference import Reference
+from flyweight.runtime.reference import Reference, largest_difference
 
 # Two right evaluations of one file differ by float rounding, and where a rounding moves an activation over the middle
-# of an int8 step, by that step and what follows from it. How much that is depends on the model, so it is measured:
-# float32 against float64 on the golden messages, times this factor, and at least the floor below.
+# of an int8 step, by that step and what follows from it. How much that is depends on the model, so it is measured.
+# Rounding: float32 against float64. Steps: they are rare (a few of 100 messages of a small model), so that two runs
+# on 16 messages may well show none; noise on the embeddings moves many of them at once.
 TOLERANCE_FACTOR = 8.0
 TOLERANCE_FLOOR = 1e-3  # of the largest golden logit
+STEPS_FACTOR = 2.0
+NOISE = 2.0**-10  # standard deviation; an int8 step of a normed vector is about 3 / 127 = 2^-5.4
+N_NOISE = 3
 
 
 def save(model: NLUModel, path: str | Path) -> Path:
@@ -76,17 +80,22 @@ def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def golden_samples(model: NLUModel, artifact: Artifact) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Golden messages with the file's logits and the tolerance; the gate against the PyTorch model.
 
-    tolerance = max(8 * max|float32 - float64|, 1e-3 * max|logit|) over the golden messages.
+    tolerance = max(8 * max|float32 - float64|, 2 * max|with noise - without|, 1e-3 * max|logit|) over the golden
+    messages; the noise counts only where activations are int8.
     """
     texts = model.card.golden
     encoded = model.tokenizer.encode_batch(texts)
-    single = _stack(Reference(artifact).logits(encoded))
+    reference = Reference(artifact)
+    single = _stack(reference.logits(encoded))
     double = _stack(Reference(artifact, np.float64).logits(encoded))
-    largest = max(float(np.abs(a).max(initial=0.0)) for a in single)
-    rounding = max(float(np.abs(a - b).max(initial=0.0)) for a, b in zip(single, double, strict=True))
-    tolerance = max(TOLERANCE_FACTOR * rounding, TOLERANCE_FLOOR * largest)
-    parent = _stack(model.logits(encoded))
-    difference = max(float(np.abs(a - b).max(initial=0.0)) for a, b in zip(single, parent, strict=True))
+    largest = largest_difference(single, [np.zeros_like(a) for a in single])
+    tolerance = max(TOLERANCE_FACTOR * largest_difference(single, double), TOLERANCE_FLOOR * largest)
+    if any(entry["activations"] == "int8" for entry in artifact.manifest["weights"].values()):
+        rng, bias = np.random.default_rng(0), reference.norm.bias
+        for _ in range(N_NOISE):
+            reference.norm.bias = bias + rng.normal(scale=NOISE, size=bias.shape).astype(bias.dtype)
+            tolerance = max(tolerance, STEPS_FACTOR * largest_difference(single, _stack(reference.logits(encoded))))
+    difference = largest_difference(single, _stack(model.logits(encoded)))
     if not difference <= tolerance:
         raise ParityError(
             f"the exported file differs from the model by {difference:.3g} on its golden messages, "

@@ -216,10 +216,16 @@ class NLUModel(nn.Module):
 
         folder = Path(folder)
         config = _read_config(folder)
-        labels = Labels(**(config["labels"] | {k: tuple(config["labels"][k]) for k in ("intents", "entity_labels")}))
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.json", config["max_tokens"])
-        encoder = EncoderConfig.from_dict(config["encoder"])
-        model = cls(encoder, tokenizer, labels, pooling=config["pooling"], intent_head=config["intent_head"])
+        try:
+            labels = Labels(
+                **(config["labels"] | {k: tuple(config["labels"][k]) for k in ("intents", "entity_labels")})
+            )
+            tokenizer = Tokenizer.from_file(folder / "tokenizer.json", config["max_tokens"])
+            encoder = EncoderConfig.from_dict(config["encoder"])
+            model = cls(encoder, tokenizer, labels, pooling=config["pooling"], intent_head=config["intent_head"])
+            model.card = Card(**config["card"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'} has a broken or missing entry ({error!r})") from error
         try:
             arrays = load_file(str(folder / "model.safetensors"))
         except Exception as error:
@@ -237,7 +243,6 @@ class NLUModel(nn.Module):
                     module.form = None
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: weights do not fit config.json: {error}") from error
-        model.card = Card(**config["card"])
         return model.eval()
 
 
@@ -265,6 +270,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is no JSON: {error}") from error
-    if config.get("flyweight_model") != 1:
+    if not isinstance(config, dict) or config.get("flyweight_model") != 1:
         raise CheckpointError(f"{path} is no Flyweight model (a base model is named with --base when training)")
     return config

@@ -20,12 +20,16 @@ from flyweight.progress import bar
 
 @dataclass(frozen=True)
 class Contender:
-    """One model of a comparison: its name, what executes it, and where it lies on disk (None: only in memory)."""
+    """One model of a comparison: its name, what executes it, where it lies on disk (None: only in memory).
+
+    child=False marks a rival: it was not made from the parent, so neither flips nor losses are counted.
+    """
 
     name: str
     engine: str
     model: Answerer
     path: Path | None = None
+    child: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def comparison(
             timed = compare(calls, texts, n_calls=n_latency_calls, progress=lambda *_: advance(1))
     rows = []
     for i, (c, found) in enumerate(zip(contenders, answers, strict=True)):
-        quality = evaluate_answers(found, messages, against=answers[0] if i else None)
+        quality = evaluate_answers(found, messages, against=answers[0] if i and c.child else None)
         latency = timed.get(c.name)
         speedup = ratio(timed[contenders[0].name], latency).of_means if latency else None
         rows.append(Row(c.name, c.engine, quality, disk_bytes(c.path) if c.path else None, latency, speedup))

@@ -191,6 +191,11 @@ class GoldenCheck:
         return bool(self.largest <= self.tolerance)
 
 
+def largest_difference(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+    """max|found - wanted| over all arrays; NaN if there is any (Python's `max` may drop it)."""
+    return float(np.max([np.abs(a - b).max(initial=0.0) for a, b in zip(found, wanted, strict=True)]))
+
+
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The engine's activation quantizer: x (T, n) -> integers (T, n) as float32, scales (T,).
 
@@ -204,7 +209,7 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_model(artifact: Artifact) -> dict[str, Any]:
-    """The manifest's encoder, once every field has a type and range that can be computed with. Errors: ArtifactError."""
+    """The manifest's encoder, every field of a type and range that can be computed with. Errors: ArtifactError."""
     model = artifact.manifest["model"]
     encoder, pooling, head = (model.get(k) for k in ("encoder", "pooling", "intent_head"))
     if not isinstance(encoder, dict) or not isinstance(encoder.get("layers"), list):

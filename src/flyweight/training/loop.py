@@ -215,13 +215,23 @@ class _Run:
         self.step = 0
         self.best: dict[str, Any] = {"score": (-1.0, 0.0), "epoch": 0, "state": None}
         self.file = Path(folder) / "training.pt" if folder else None
-        identity = [asdict(settings), fingerprint(train), fingerprint(validation), model.describe()]
-        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.identity = self._identity(train, validation) if folder else ""
         self.saved_at = time.monotonic()
         self.order: list[list[int]] = []
         self.bf16 = device.type == "cuda" or (device.type == "cpu" and multiplies_bf16_natively())
         model.dropout = model.encoder.dropout = settings.dropout
         torch.manual_seed(settings.seed)
+
+    def _identity(self, train: Sequence[Message], validation: Sequence[Message]) -> str:
+        """SHA-256 over all that decides the result: settings, loss, messages in order, model, tokenizer, weights."""
+        texts = [[m.text for m in messages] for messages in (train, validation)]
+        messages = [fingerprint(train), fingerprint(validation), texts]
+        loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        made_of = [asdict(self.settings), loss, self.model.describe(), self.model.tokenizer.sha256]
+        found = hashlib.sha256(json.dumps([messages, made_of], sort_keys=True).encode())
+        for p in self.model.parameters():
+            found.update(p.detach().cpu().numpy().tobytes())
+        return found.hexdigest()
 
     @contextmanager
     def small_vocabulary(self) -> Iterator[None]:

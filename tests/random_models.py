@@ -1,0 +1,91 @@
+"""Small models with random weights, biases and norms: every part matters to the logits, none is zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from flyweight.data.messages import NLUData
+from flyweight.model.encoder import EncoderConfig, LayerShape
+from flyweight.model.nlu import NLUModel
+from flyweight.techniques.room import Run
+
+# Widths that no power of two divides well: packed rows end within a byte.
+HIDDEN, HEAD_SIZE = 28, 7
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no entities": {"entities": False},
+    "cut": {"layers": ((0, 37), (3, 0), (0, 0), (2, 21))},
+    "relative": {"relative_buckets": 32, "layers": ((3, 37), (0, 21), (2, 21))},
+    "similarity": {"intent_head": "similarity", "activation": "relu", "pooling": "cls"},
+    "pooler": {"pooling": "cls+tanh", "activation": "gelu_tanh"},
+}
+
+
+def random_model(
+    like: NLUModel,
+    *,
+    layers: Sequence[tuple[int, int]] = ((3, 37), (2, 21)),
+    hidden: int = HIDDEN,
+    head_size: int = HEAD_SIZE,
+    relative_buckets: int = 0,
+    activation: str = "gelu",
+    pooling: Any = "mean",
+    intent_head: Any = "linear",
+    entities: bool = True,
+    std: float = 0.15,
+    seed: int = 0,
+) -> NLUModel:
+    """A model with the tokenizer, labels and card of `like`; layers are (heads, FFN width)."""
+    config = EncoderConfig(
+        vocab_size=like.tokenizer.vocab_size,
+        hidden=hidden,
+        head_size=head_size,
+        layers=tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in layers),
+        max_positions=40,
+        relative_buckets=relative_buckets,
+        activation=activation,
+    )
+    labels = like.labels if entities else replace(like.labels, entity_labels=())
+    tokenizer = type(like.tokenizer)(like.tokenizer.source, 40)
+    model = NLUModel(config, tokenizer, labels, pooling=pooling, intent_head=intent_head)
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            mean = 1.0 if name.endswith("norm.weight") else 0.0
+            parameter.copy_(torch.from_numpy(rng.normal(mean, std, tuple(parameter.shape)).astype(np.float32)))
+    model.card = replace(like.card, steps=list(like.card.steps))
+    return model.eval()
+
+
+def variant(like: NLUModel, name: str) -> NLUModel:
+    """One of VARIANTS."""
+    return random_model(like, **VARIANTS[name])
+
+
+def quiet_run(data: NLUData, teacher: NLUModel) -> Run:
+    """What a technique is given, without bars."""
+    return Run(data, teacher, device="cpu", progress=False)
+
+
+def same_bits(a: NLUModel, b: NLUModel, texts: Sequence[str]) -> bool:
+    """Whether both models give the same logits, bit for bit."""
+    rows = zip(all_logits(a, texts), all_logits(b, texts), strict=True)
+    return all(np.array_equal(x, y) for x, y in rows)
+
+
+def all_logits(model: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    """Logits of a model in PyTorch or a parser: intent (C,) and tags (W, n) of the first message, the second, ..."""
+    encoded = model.tokenizer.encode_batch(list(texts))
+    rows = model.logits(encoded) if isinstance(model, NLUModel) else model.engine.logits(encoded)
+    return [a for row in rows for a in row if a is not None]
+
+
+def largest_gap(a: Any, b: Any, texts: Sequence[str]) -> float:
+    """max |logit of a - logit of b|."""
+    pairs = zip(all_logits(a, texts), all_logits(b, texts), strict=True)
+    return max(float(np.abs(x.astype(np.float64) - y).max(initial=0.0)) for x, y in pairs)

@@ -1,0 +1,336 @@
+"""What every technique must keep, whatever it does: one test over all rooms, from the table TECHNIQUES.
+
+A new room adds a line to SETTINGS and to BAD; `claimed_form` says what its settings promise of each matrix.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from random_models import VARIANTS, all_logits, largest_gap, quiet_run, same_bits, variant
+
+import flyweight
+from flyweight.artifact import Artifact, read
+from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError
+from flyweight.export.fly import save
+from flyweight.model.nlu import NLUModel
+from flyweight.recipe import Recipe, compress
+from flyweight.runtime.parser import load
+from flyweight.techniques import TECHNIQUES, room
+from flyweight.techniques.room import Technique, technique
+
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "int8": [
+        {},
+        {"granularity": "matrix"},
+        {"embeddings": False},
+        {"heads": False, "granularity": "matrix"},
+    ],
+    "codebook": [
+        {},
+        {"encoder": 2, "embeddings": 2, "heads": 2},
+        {"encoder": 3, "embeddings": 5, "heads": None},
+        {"encoder": 16, "embeddings": 16, "heads": 16, "granularity": "matrix"},
+        {"encoder": 256, "embeddings": None, "heads": 3},
+        {"encoder": 16, "embeddings": 3, "heads": 16, "activations": "float"},
+        {"encoder": 2, "embeddings": 16, "heads": 3, "granularity": "matrix", "activations": "float"},
+    ],
+}
+# (settings, the field at fault, what is allowed)
+BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
+    "int8": [
+        *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("column", "Row", None, 1, True)),
+        *(({"embeddings": v}, "embeddings", "allowed: true, false") for v in (1, 0, None, "yes", 2.0)),
+        *(({"heads": v}, "heads", "allowed: true, false") for v in (1, 0, None, "true", [])),
+    ],
+    "codebook": [
+        *(
+            ({name: v}, name, "allowed: none, or a whole number from 2 to 256")
+            for name in ("encoder", "embeddings", "heads")
+            for v in (1, 0, -4, 257, 16.0, "16", True, float("nan"), [16])
+        ),
+        *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("rows", None, 2)),
+        *(({"activations": v}, "activations", "allowed: int8, float") for v in ("int4", None, 8, "float32")),
+    ],
+}
+CASES = [pytest.param(name, i, id=f"{name}-{i}") for name, all_ in SETTINGS.items() for i in range(len(all_))]
+# Every variant of a model; the settings of 256 centres, which take a second, on one only.
+SLOW = (("codebook", 0), ("codebook", 4))
+PAIRS = [
+    pytest.param(of, name, i, id=f"{of}-{name}-{i}")
+    for of in VARIANTS
+    for name, all_ in SETTINGS.items()
+    for i in range(len(all_))
+    if of == "plain" or (name, i) not in SLOW
+]
+Applied = Callable[[str, str, int], tuple[NLUModel, NLUModel, Path]]
+
+
+@pytest.fixture(scope="module")
+def applied(tiny_data: NLUData, tiny_model: NLUModel, tmp_path_factory: pytest.TempPathFactory) -> Applied:
+    """(parent, child, exported file) of a variant, a room and the number of its settings; each made once."""
+    folder = tmp_path_factory.mktemp("fly")
+    parents = {name: variant(tiny_model, name) for name in VARIANTS}
+    made: dict[tuple[str, str, int], tuple[NLUModel, NLUModel, Path]] = {}
+
+    def make(name: str, room_name: str, i: int) -> tuple[NLUModel, NLUModel, Path]:
+        key = (name, room_name, i)
+        if key not in made:
+            step = technique(TECHNIQUES, room_name, SETTINGS[room_name][i])
+            child = step.apply(parents[name], quiet_run(tiny_data, parents[name]))
+            made[key] = parents[name], child, save(child, folder / f"{name}-{room_name}-{i}.fly")
+        return made[key]
+
+    return make
+
+
+def other_texts(data: NLUData, model: NLUModel, n: int = 30) -> list[str]:
+    """Messages that are not among the golden ones, an empty and a too long one among them."""
+    texts = [m.text for m in data.messages if m.text not in model.card.golden]
+    return ["", "book a flight to " * 20, *texts][:n]
+
+
+# the table ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_room_is_in_the_table_and_in_this_test() -> None:
+    folder = Path(room.__file__).parent
+    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "room"}
+    assert files == set(TECHNIQUES)
+    assert set(SETTINGS) == set(BAD) == set(TECHNIQUES)
+    for name, cls in TECHNIQUES.items():
+        assert cls.__module__ == f"flyweight.techniques.{name}"
+        assert getattr(flyweight, cls.__name__) is cls  # public
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_a_room_has_the_shape_of_a_room(name: str) -> None:
+    cls: Any = TECHNIQUES[name]
+    fields = dataclasses.fields(cls)
+    assert 1 <= len(fields) <= 8
+    default = cls()
+    assert isinstance(default, Technique)
+    for field in fields:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(default, field.name, getattr(default, field.name))
+        assert re.search(rf"(^|[\s,]){field.name}:", cls.__doc__), f"{field.name} is not explained"
+    with pytest.raises(TypeError):
+        cls(getattr(default, fields[0].name))  # keyword-only
+    assert set(cls.ZERO or {}) <= {f.name for f in fields}
+    assert {f.name for f in fields} == {field for _, field, _ in BAD[name]}, "BAD must try every field"
+    text = inspect.getdoc(inspect.getmodule(cls)) or ""
+    assert re.search(r"^    .*(=|minimise)", text, re.MULTILINE), "the formula"
+    assert re.search(r"^Changes: ", text, re.MULTILINE)
+    assert re.search(r"Sources?: ", text)
+    assert inspect.getdoc(cls.apply)
+
+
+# configuration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in BAD.items() for case in cases])
+def test_bad_settings_name_field_value_and_what_is_allowed(
+    name: str, case: tuple[dict[str, Any], str, str], tmp_path: Path
+) -> None:
+    settings, field, allowed = case
+    wanted = f"{name}: {field} is {settings[field]!r}; {allowed}"
+    with pytest.raises(ConfigError, match=f"^{re.escape(wanted)}$"):
+        technique(TECHNIQUES, name, settings)
+    (tmp_path / "r.yml").write_text(yaml.safe_dump({"techniques": [{name: settings}]}))
+    with pytest.raises(ConfigError, match=re.escape(wanted)):
+        Recipe.load(tmp_path / "r.yml")
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_unknown_settings_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    names = ", ".join(f.name for f in dataclasses.fields(TECHNIQUES[name]))  # type: ignore[arg-type]
+    wanted = f"^{name} has no setting 'bitz'; allowed: {names}$"
+    with pytest.raises(ConfigError, match=wanted):
+        Recipe.parse([f"{name}:bitz=4"])
+    (tmp_path / "r.yml").write_text(f"techniques:\n  - {name}: {{bitz: 4}}\n")
+    with pytest.raises(ConfigError, match=wanted):
+        Recipe.load(tmp_path / "r.yml")
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_settings_read_from_words_and_yaml_are_those_given(name: str, i: int, tmp_path: Path) -> None:
+    settings = SETTINGS[name][i]
+    step = TECHNIQUES[name](**settings)
+    assert {k: v for k, v in vars(step).items() if k in settings} == settings
+    words = ",".join(f"{k}={str(v).lower()}" for k, v in settings.items())
+    (tmp_path / "r.yml").write_text(yaml.safe_dump({"techniques": [{name: settings}]}))
+    assert Recipe.parse([f"{name}:{words}"]) == Recipe.load(tmp_path / "r.yml") == Recipe((step,))
+
+
+# what it does to a model --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_the_input_is_untouched(name: str, i: int, tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    parent = variant(tiny_model, "plain")
+    if i % 2:  # an input that is packed already, too
+        parent = TECHNIQUES["int8"](heads=False).apply(parent, quiet_run(tiny_data, parent))
+    state = {k: v.clone() for k, v in parent.state_dict().items()}
+    forms = {k: (m.form, m.activations) for k, m, _ in parent.matrices()}
+    stored = {k: {p: a.copy() for p, a in m.form.arrays().items()} for k, m, _ in parent.matrices() if m.form}
+    card, labels, training = copy.deepcopy(parent.card), copy.deepcopy(parent.labels), parent.training
+    child = technique(TECHNIQUES, name, SETTINGS[name][i]).apply(parent, quiet_run(tiny_data, parent))
+    assert child is not parent
+    with torch.no_grad():  # nor does the child share memory with it
+        for p in child.parameters():
+            p.fill_(7.0)
+    child.card.steps.append({"technique": "spoiled"})
+    assert all(torch.equal(v, state[k]) for k, v in parent.state_dict().items())
+    for k, module, _ in parent.matrices():
+        form, activations = forms[k]
+        assert module.form is form
+        assert module.activations == activations
+        assert form is None or all(np.array_equal(a, stored[k][p]) for p, a in form.arrays().items())
+    assert (parent.card, parent.labels, parent.training) == (card, labels, training)
+
+
+@pytest.mark.parametrize("name", [name for name, cls in TECHNIQUES.items() if cls.ZERO is not None])
+@pytest.mark.parametrize("packed", [False, True])
+def test_zero_strength_changes_nothing(name: str, packed: bool, tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    parent = variant(tiny_model, "plain")
+    run = quiet_run(tiny_data, parent)
+    if packed:
+        parent = TECHNIQUES["int8"](granularity="matrix").apply(parent, run)
+    child = TECHNIQUES[name](**(TECHNIQUES[name].ZERO or {})).apply(parent, run)
+    assert child is not parent
+    assert all(torch.equal(v, child.state_dict()[k]) for k, v in parent.state_dict().items())
+    for (k, a, _), (_, b, _) in zip(parent.matrices(), child.matrices(), strict=True):
+        assert (type(a.form), a.activations) == (type(b.form), b.activations), k
+    assert same_bits(parent, child, [m.text for m in tiny_data.messages])
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_no_strength_but_zero_leaves_the_weights(name: str, i: int, applied: Applied) -> None:
+    parent, child, _ = applied("plain", name, i)
+    assert not torch.equal(parent.encoder.layers[0].ffn.up.weight, child.encoder.layers[0].ffn.up.weight)
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_same_seed_same_bytes(name: str, i: int, applied: Applied, tiny_data: NLUData, tmp_path: Path) -> None:
+    parent, child, file = applied("plain", name, i)
+    again = technique(TECHNIQUES, name, SETTINGS[name][i]).apply(parent, quiet_run(tiny_data, parent))
+    data = file.read_bytes()
+    assert save(again, tmp_path / "again.fly").read_bytes() == data
+    assert save(child, tmp_path / "twice.fly").read_bytes() == data
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_compressing_twice_gives_the_same_file_but_for_its_cost(
+    name: str, tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path
+) -> None:
+    parent = variant(tiny_model, "plain")
+    files = [
+        read(
+            save(
+                compress(parent, tiny_data, [TECHNIQUES[name]()], measure=False, progress=False), tmp_path / f"{k}.fly"
+            )
+        )
+        for k in "ab"
+    ]
+    for file in files:
+        step = file.manifest["lineage"]["steps"][-1]
+        assert step["technique"] == name
+        assert step.pop("minutes") >= 0
+        assert step.pop("peak_memory_mb") > 0
+    assert files[0].manifest == files[1].manifest  # SHA-256 of every tensor among it
+
+
+@pytest.mark.parametrize(("of", "name", "i"), PAIRS)
+def test_saved_and_loaded_it_is_the_same_model(
+    of: str, name: str, i: int, applied: Applied, tiny_data: NLUData, tmp_path: Path
+) -> None:
+    _, child, file = applied(of, name, i)
+    found = NLUModel.load(child.save(tmp_path / "model"))
+    assert same_bits(child, found, [m.text for m in tiny_data.messages[::3]])
+    assert found.card == child.card
+    assert save(found, tmp_path / "found.fly").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(("of", "name", "i"), PAIRS)
+def test_the_file_answers_like_the_model(of: str, name: str, i: int, applied: Applied, tiny_data: NLUData) -> None:
+    _, child, file = applied(of, name, i)
+    nlu = load(file)  # the golden samples are checked here
+    golden = nlu.check_golden()
+    assert golden.passed
+    assert golden.largest == 0  # the same reference on the same machine
+    texts = other_texts(tiny_data, child)
+    assert len(texts) == 30
+    assert largest_gap(nlu, child, texts) <= golden.tolerance
+    largest_logit = max(float(np.abs(a).max(initial=0.0)) for a in all_logits(child, texts))
+    assert golden.tolerance <= 0.1 * largest_logit  # a tolerance that lets anything pass proves nothing
+
+
+# what it claims of the file -----------------------------------------------------------------------------------------
+
+
+def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: bool) -> dict[str, Any]:
+    """What a room's settings promise of a matrix: form, activations, and bytes by (rows, columns)."""
+    plain = {"form": "float32", "activations": "float", "bytes": {"values": lambda r, c: 4 * r * c}}
+    if name == "int8":
+        if part != "encoder" and not settings.get(part, True):
+            return plain
+        per = settings.get("granularity", "row")
+        scales = (lambda r, c: 4 * r) if per == "row" else (lambda r, c: 4)
+        sizes: dict[str, Any] = {"q": lambda r, c: r * c, "scale": scales}
+        return {"form": "int8", "per": per, "activations": "float" if is_embedding else "int8", "bytes": sizes}
+    k = settings.get(part, {"encoder": 16, "embeddings": 256, "heads": 256}[part])
+    if k is None:
+        return plain
+    bits = {2: 1, 3: 2, 5: 3, 16: 4, 256: 8}[k]
+    per = "matrix" if k > 64 else settings.get("granularity", "row")
+    integer = settings.get("activations", "int8") == "int8" and not is_embedding
+    tables = (lambda r: r) if per == "row" else (lambda r: 1)
+    sizes = {"codes": lambda r, c: r * -(-c * bits // 8), "table": lambda r, c: tables(r) * k * (1 if integer else 4)}
+    if integer:
+        sizes["scale"] = lambda r, c: 4 * tables(r)
+    claimed = {"form": "codes", "centres": k, "per": per, "table": "int8" if integer else "float32", "bytes": sizes}
+    return claimed | {"activations": "int8" if integer else "float"}
+
+
+@pytest.mark.parametrize(("of", "name", "i"), PAIRS)
+def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: Applied) -> None:
+    parent, child, path = applied(of, name, i)
+    file: Artifact = read(path)
+    entries = dict(file.manifest["weights"])
+    seen = set()
+    for matrix, module, part in child.matrices():
+        claimed = claimed_form(name, SETTINGS[name][i], part, matrix.startswith("embeddings."))
+        entry, sizes = entries.pop(matrix), claimed.pop("bytes")
+        rows, columns = entry["shape"]
+        assert (rows, columns) == tuple(module.weight.shape)
+        if rows * columns == 0:  # a part that was cut off: nothing is stored of it but a table or a scale
+            claimed.pop("per", None)
+        assert {k: entry[k] for k in claimed} == claimed, matrix
+        stored = {k[len(matrix) + 1 :]: a for k, a in file.arrays.items() if k.startswith(f"{matrix}.")}
+        bias = stored.pop("bias", None)
+        assert (bias is None) == (module.bias is None)
+        assert set(stored) == set(sizes), matrix
+        for part_name, a in stored.items():
+            if rows * columns or part_name in ("q", "codes", "values"):
+                assert a.nbytes == sizes[part_name](rows, columns), f"{matrix}.{part_name}"
+        # and these bytes are the weights that PyTorch computes with
+        assert np.array_equal(file.form(matrix).dense(), module.weight.detach().numpy())
+        seen.add(claimed["form"])
+    assert entries == {}
+    assert seen - {"float32"} == {"int8" if name == "int8" else "codes"}
+    assert child.n_parameters() == parent.n_parameters()
+    assert (
+        sum(a.nbytes for k, a in file.arrays.items() if k != "tokenizer.json" and "golden" not in k)
+        == child.size_bytes()
+    )
