@@ -565,7 +565,7 @@ def test_hostile_json(model_file: bytes, tmp_path: Path) -> None:
             if rng.random() < 0.15:
                 del container[key]
             else:
-                container[key] = rng.choice(HOSTILE_VALUES)
+                container[key] = copy.deepcopy(rng.choice(HOSTILE_VALUES))
         seen.add(outcome(tmp_path / "x.fly", assemble(new_header, new_manifest, tensors)))
     assert {"fine", "ArtifactError"} <= seen
 

@@ -236,6 +236,14 @@ def test_offsets_are_characters_of_the_text() -> None:
     assert model.answers([text])[0].text == text
 
 
+def test_half_a_surrogate_pair_is_a_replacement_character() -> None:
+    model = make()  # JSON may bring one: "\\ud83d" without its second half
+    text = "in \ud83d Oslo"
+    assert model.tokenizer.encode(text).words == model.tokenizer.encode("in \ufffd Oslo").words
+    assert text[slice(*model.tokenizer.encode(text).words[-1])] == "Oslo"
+    assert [a.text for a in model.answers(["hi", text])] == ["hi", text]
+
+
 @given(st.text(max_size=40))
 def test_words_are_ordered_slices_of_any_text(text: str) -> None:
     encoded = FUZZED.tokenizer.encode(text)

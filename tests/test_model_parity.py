@@ -107,6 +107,17 @@ def test_every_tensor_counts() -> None:
             assert same == name.endswith(("key.bias", "attn.k.bias")), name
 
 
+def test_norms_named_as_tensorflow_named_them() -> None:
+    # bert-base-uncased: LayerNorm.gamma and LayerNorm.beta
+    model = tiny("Bert", SHAPES[1], "ForSequenceClassification")
+    old = {
+        k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v
+        for k, v in model.state_dict().items()
+    }
+    assert "bert.embeddings.LayerNorm.gamma" in old
+    assert largest_difference(model.bert, encoder_from(model.config.to_dict(), old), *padded_batch(0)) <= PARITY
+
+
 @pytest.mark.parametrize(
     ("family", "head"),
     [("Bert", "ForSequenceClassification"), ("Bert", "ForTokenClassification"), ("Bert", "ForMaskedLM"),

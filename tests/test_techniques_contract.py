@@ -268,7 +268,6 @@ def test_the_file_answers_like_the_model(of: str, name: str, i: int, applied: Ap
     nlu = load(file)  # the golden samples are checked here
     golden = nlu.check_golden()
     assert golden.passed
-    assert golden.largest == 0  # the same reference on the same machine
     texts = other_texts(tiny_data, child)
     assert len(texts) == 30
     assert largest_gap(nlu, child, texts) <= golden.tolerance

@@ -7,6 +7,7 @@ entities are tagged on each word's first sub-token.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from flyweight.data.tags import Span
 from flyweight.errors import CheckpointError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,12 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[Encoded]:
-        """Tokenize several messages (no padding)."""
-        return [_encoded(e) for e in self._tokenizer.encode_batch(texts)]
+        """Tokenize several messages (no padding). Half a surrogate pair, which is no Unicode text, counts as U+FFFD."""
+        try:
+            found = self._tokenizer.encode_batch(texts)
+        except TypeError:
+            found = self._tokenizer.encode_batch([_SURROGATE.sub("\ufffd", text) for text in texts])
+        return [_encoded(e) for e in found]
 
 
 def _encoded(encoding: object) -> Encoded:

@@ -13,7 +13,6 @@ from flyweight.errors import FlyweightError
 
 app = typer.Typer(
     name="flyweight",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -31,11 +30,14 @@ app.command("doctor")(measure.doctor)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+def root(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and stop.")
+) -> None:
     """Small, fast BERT-class NLU models on an ordinary CPU: compress, prove that the answers did not change, answer."""
     if version:
         print(f"flyweight {__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main() -> None:

@@ -59,6 +59,10 @@ def evaluate(
 
         contenders.append(Contender("TF-IDF + SVM", "scikit-learn", ClassicClassifier.fit(asked.train), child=False))
     show.note(f"measured on {asked.which}")
+    known: Any = child.model
+    n_unknown = sum(m.intent is not None and m.intent not in known.labels.intents for m in asked.messages)
+    if n_unknown:
+        show.note(f"note: {n_unknown} of them have an intent that {child.name} does not know: it cannot be right there")
     rows = comparison(contenders, asked.messages)
     if as_json:
         show.print_json({"messages": asked.which, "models": [row.to_dict() for row in rows]})

@@ -99,4 +99,5 @@ def fingerprint(messages: Iterable[Message]) -> str:
     lines = sorted(
         json.dumps([m.text, m.intent, [list(e.key) for e in m.entities]], ensure_ascii=False) for m in messages
     )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    # JSON can bring half a surrogate pair, which plain UTF-8 refuses.
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

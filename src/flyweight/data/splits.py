@@ -64,4 +64,4 @@ def _rescued(groups: dict[str, list[Message]], held: set[str], seed: int) -> set
 
 
 def _rank(folded: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\n{folded}".encode()).digest()
+    return hashlib.sha256(f"{seed}\n{folded}".encode("utf-8", "surrogatepass")).digest()

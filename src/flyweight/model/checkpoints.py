@@ -121,6 +121,7 @@ def encoder_from(config: dict[str, Any], tensors: dict[str, Tensor], dropout: fl
     family = FAMILIES.get(kind)
     if family is None:
         raise CheckpointError(f"{where}: model_type '{kind}' is not supported; allowed: {', '.join(FAMILIES)}")
+    tensors = {_modern(name): tensor for name, tensor in tensors.items()}
     prefix = f"{kind}." if f"{kind}.{family.words}" in tensors else ""
 
     def take(name: str) -> Tensor:
@@ -135,6 +136,11 @@ def encoder_from(config: dict[str, Any], tensors: dict[str, Tensor], dropout: fl
     except RuntimeError as error:
         raise CheckpointError(f"{where}: tensors do not fit config.json: {str(error).splitlines()[0]}") from error
     return encoder
+
+
+def _modern(name: str) -> str:
+    """LayerNorm's names in checkpoints converted from TensorFlow (bert-base-uncased): gamma is weight, beta is bias."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _encoder_config(config: dict[str, Any], family: Family, where: str) -> EncoderConfig:
