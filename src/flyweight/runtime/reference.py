@@ -250,7 +250,7 @@ def vector(artifact: Artifact, name: str, *shape: int) -> np.ndarray:
     return a
 
 
-# erf(x) = x P(x^2) / Q(x^2) on [-4, 4], beyond it +-1 in float32; error below 5e-7, in float64 7e-8 (the form used by Eigen).
+# erf(x) = x P(x^2) / Q(x^2) on [-4, 4], beyond it +-1 in float32; error below 5e-7, in float64 7e-8 (Eigen's form).
 _ERF_P = (
     -2.72614225801306e-10,
     2.77068142495902e-08,
