@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from random_models import all_logits, largest_gap, quiet_run, random_model, same_bits, variant
+from safetensors.torch import save_file
 
 import flyweight
 from flyweight.artifact import read, write
@@ -45,7 +47,7 @@ def packed(model: NLUModel, data: NLUData, packing: str) -> NLUModel:
     return model
 
 
-# what the file holds --------------------------------------------------------------------------------------------------
+# what the file holds -------------------------------------------------------------------------------------------------
 
 
 def test_manifest(tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path) -> None:
@@ -151,8 +153,6 @@ def test_the_file_is_reproducible_and_the_model_untouched(
 
 def test_no_path_of_the_machine_is_in_the_file(tiny_data: NLUData, tmp_path: Path) -> None:
     """Neither of the base's folder, nor of the data, the model or the interpreter."""
-    from flyweight.model.checkpoints import MINILM_PACKAGE  # noqa: F401  (a base may be a folder anywhere)
-
     folder = tmp_path / "secret place" / "my-base"
     bert_folder(tiny_data, folder)
     data = replace(tiny_data, source=str(tmp_path / "secret data" / "nlu.yml"))
@@ -166,10 +166,6 @@ def test_no_path_of_the_machine_is_in_the_file(tiny_data: NLUData, tmp_path: Pat
 
 def bert_folder(data: NLUData, folder: Path) -> None:
     """A tiny BERT checkpoint in Hugging Face's form."""
-    import json
-
-    from safetensors.torch import save_file
-
     source = build(data, "small").tokenizer
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text(source.source, encoding="utf-8")
@@ -202,7 +198,7 @@ def bert_folder(data: NLUData, folder: Path) -> None:
     save_file({k: torch.randn(s) for k, s in shapes.items()}, str(folder / "model.safetensors"))
 
 
-# the gate --------------------------------------------------------------------------------------------------------------
+# the gate ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packing", ["int8", "codes"])
@@ -359,7 +355,7 @@ def test_a_write_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-# golden samples at load ------------------------------------------------------------------------------------------------
+# golden samples at load ----------------------------------------------------------------------------------------------
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> Path:

@@ -73,7 +73,7 @@ class Recipe:
             raise ConfigError(f"recipe {path} does not exist; name a YAML file with a list 'techniques'")
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict) or list(found) != ["techniques"] or not isinstance(found["techniques"], list):
             raise ConfigError(f"recipe {path}: one key is allowed, 'techniques', with a list")

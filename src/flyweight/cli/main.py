@@ -11,6 +11,8 @@ from flyweight import __version__
 from flyweight.cli import answer, build, measure
 from flyweight.errors import FlyweightError
 
+INTERRUPTED = 130  # 128 + SIGINT, the shell's way
+
 app = typer.Typer(
     name="flyweight",
     add_completion=False,
@@ -48,17 +50,17 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """The exit code: 0 fine, 1 an error in one line, 2 wrong usage, 130 interrupted."""
     try:
-        return app(arguments, standalone_mode=False) or 0
+        code = app(arguments, standalone_mode=False, prog_name="flyweight") or 0
+        return _interrupted() if code == INTERRUPTED else code  # newer versions of typer swallow KeyboardInterrupt
     except FlyweightError as error:
         return _fail(str(error))
-    except BrokenPipeError:  # `flyweight parse ... | head` is no error
+    except (BrokenPipeError, SystemExit):  # `flyweight parse ... | head` is no error; typer and rich make it an exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        print("flyweight: interrupted; the same command goes on where it can", file=sys.stderr)
-        return 130
+        return _interrupted()
     except Exception as error:
         # Usage errors of typer's parser, whichever copy of click it carries.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
@@ -67,6 +69,11 @@ def run(arguments: list[str]) -> int:
             print(f"{name}: {error.format_message()} (see {name} -h)", file=sys.stderr)
             return int(error.exit_code)
         raise
+
+
+def _interrupted() -> int:
+    print("flyweight: interrupted; the same command goes on where it can", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _fail(message: str) -> int:

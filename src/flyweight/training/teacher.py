@@ -87,12 +87,18 @@ def build(
     model = NLUModel(encoder.config, tokenizer, labels, pooling=pooling, intent_head=head)
     model.encoder.load_state_dict(encoder.state_dict())
     model.card = Card(
-        base=base,
+        base=_public_name(base),
         data_fingerprint=data.fingerprint(),
         split=dict(data.split),
         golden=golden_messages(data.train),
     )
     return model
+
+
+def _public_name(base: str) -> str:
+    """A folder's name without its place, which is nobody's business; other bases as they are."""
+    folder = Path(base).expanduser()
+    return folder.resolve().name if folder.is_dir() else base
 
 
 def golden_messages(messages: Sequence[Message], n: int = N_GOLDEN) -> list[str]:
