@@ -2,7 +2,7 @@
 
     python benchmarks/codebook_time.py
 
-Random Gaussian weights with outliers (time does not depend on the values). Writes benchmarks/results/codebook_time.json.
+Random Gaussian weights with outliers: time does not depend on the values. Writes benchmarks/results/codebook_time.json.
 """
 
 from __future__ import annotations

@@ -585,7 +585,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(
     out = tmp_path / "m"
     options = ["--base", "small", "--epochs", EPOCHS, "--batch-size", 4, "--device", "cpu"]
     arguments = ["train", place.csv, "--out", out, *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "FLYWEIGHT_TEST": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )

@@ -296,7 +296,8 @@ class _Run:
         if labels.entity_labels:
             scores.append(span_f1([m.entities for m in self.validation], [a.entities for a in answers]))
         right = [a.probabilities[labels.intents.index(g)] for g, a in known]
-        return float(np.mean(scores)) if scores else 0.0, float(np.mean(np.log(np.maximum(right, 1e-12)))) if right else 0.0
+        likelihood = float(np.mean(np.log(np.maximum(right, 1e-12)))) if right else 0.0
+        return float(np.mean(scores)) if scores else 0.0, likelihood
 
     def score_note(self) -> str:
         """Best validation score so far, for the progress line."""
