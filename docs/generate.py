@@ -28,13 +28,15 @@ def results_table() -> str:
             continue
         for i, row in enumerate(run["rows"]):
             q = row["quality"]
+            tags_entities = row.get("tags_entities", row["engine"] != "scikit-learn")  # the classic line: intents only
+            has_spans = tags_entities and q["n_gold_spans"] + q["n_predicted_spans"] > 0
             size = row["size_bytes"] or (run["teacher_bytes"] if i == 0 else None)
             cells = [
                 f"{TITLES[run['set']]} ({run['messages']['test']})" if i == 0 else "",
                 row["name"],
                 f"{q['intent_macro_f1']:.4f}",
                 f"{q['intent_accuracy']:.4f}",
-                f"{q['span_f1']:.4f}" if q["n_predicted_spans"] else "-",
+                f"{q['span_f1']:.4f}" if has_spans else "-",
                 "-" if q["n_flips"] is None else str(q["n_flips"]),
                 f"{size / 1e6:.1f}" if size else "-",
                 f"{row['latency']['mean_ms']:.1f}" if row["latency"] else "-",
@@ -76,7 +78,8 @@ def cli_reference() -> str:
         for p in verb.params:
             if p.name == "help":
                 continue
-            label = ", ".join(f"`{o}`" for o in p.opts) if p.param_type_name == "option" else f"`{p.name.upper()}`"
+            names = [*p.opts, *p.secondary_opts] if p.param_type_name == "option" else [p.name.upper()]
+            label = ", ".join(f"`{name}`" for name in names)
             default = "" if p.default is None or p.default is False or p.required else f" [{p.default}]"
             rows.append(f"| {label} | {getattr(p, 'help', '') or ''}{default} |")
         parts += [f"## flyweight {name}", "", body.strip(), "", "| | |", "|---|---|", *rows, ""]

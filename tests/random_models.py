@@ -12,6 +12,7 @@ import torch
 from flyweight.data.messages import NLUData
 from flyweight.model.encoder import EncoderConfig, LayerShape
 from flyweight.model.nlu import NLUModel
+from flyweight.runtime.reference import rms_difference
 from flyweight.techniques.room import Run
 
 # Widths that no power of two divides well: packed rows end within a byte.
@@ -85,7 +86,11 @@ def all_logits(model: Any, texts: Sequence[str]) -> list[np.ndarray]:
     return [a for row in rows for a in row if a is not None]
 
 
-def largest_gap(a: Any, b: Any, texts: Sequence[str]) -> float:
-    """max |logit of a - logit of b|."""
-    pairs = zip(all_logits(a, texts), all_logits(b, texts), strict=True)
-    return max(float(np.abs(x.astype(np.float64) - y).max(initial=0.0)) for x, y in pairs)
+def rms_gap(a: Any, b: Any, texts: Sequence[str]) -> float:
+    """Root mean square of logit of a - logit of b."""
+    return rms_difference(all_logits(a, texts), all_logits(b, texts))
+
+
+def largest_difference(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
+    """max |found - wanted| over all arrays."""
+    return float(np.max([np.abs(a - b).max(initial=0.0) for a, b in zip(found, wanted, strict=True)]))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flyweight import artifact
-from flyweight.artifact import ALIGN, FORMAT_VERSION, read, verify, write
+from flyweight.artifact import ALIGN, FORMAT_VERSION, manifest_sha256, read, verify, write
 from flyweight.errors import ArtifactError
 from flyweight.forms import pack
 from flyweight.forms.int8 import int8_rows
@@ -51,11 +51,12 @@ def parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
 def assemble(header: Any, manifest: Any, tensors: bytes, metadata: Any = None, pad: bool = True) -> bytes:
     """The inverse of `parts`: a file around any header and manifest."""
     if isinstance(header, dict):
-        header = {"__metadata__": metadata or {"flyweight": json.dumps(manifest)}, **header}
-    text = json.dumps(header).encode()
+        text = json.dumps(manifest)
+        header = {"__metadata__": metadata or {"flyweight": text, "manifest_sha256": manifest_sha256(text)}, **header}
+    head = json.dumps(header).encode()
     if pad:
-        text += b" " * (-(8 + len(text)) % ALIGN)
-    return len(text).to_bytes(8, "little") + text + tensors
+        head += b" " * (-(8 + len(head)) % ALIGN)
+    return len(head).to_bytes(8, "little") + head + tensors
 
 
 # write and read -----------------------------------------------------------------------------------------------------
@@ -294,10 +295,17 @@ def test_damaged_metadata(file: Path) -> None:
         ({"format": "pt"}, "has no Flyweight manifest"),
         ({"flyweight": 5}, "has no Flyweight manifest"),
         (["flyweight"], "has no Flyweight manifest"),
-        ({"flyweight": "no JSON"}, "the manifest is no JSON"),
-        ({"flyweight": "[1]"}, "the manifest is a list; it must be a JSON object"),
-        ({"flyweight": "\ud800"}, "the manifest is no JSON"),
-        ({"flyweight": "[" * 100000}, "the manifest is no JSON"),
+        ({"flyweight": "{}"}, "the manifest does not fit its SHA-256"),
+        ({"flyweight": "{}", "manifest_sha256": 5}, "the manifest does not fit its SHA-256"),
+        *(
+            ({"flyweight": text, "manifest_sha256": manifest_sha256(text)}, message)
+            for text, message in [
+                ("no JSON", "the manifest is no JSON"),
+                ("[1]", "the manifest is a list; it must be a JSON object"),
+                ("\ud800", "the manifest is no JSON"),
+                ("[" * 100000, "the manifest is no JSON"),
+            ]
+        ),
     ]:
         file.write_bytes(assemble(header, manifest, tensors, metadata))
         with pytest.raises(ArtifactError, match=message):

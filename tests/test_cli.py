@@ -551,7 +551,7 @@ def test_verify(bot: Path, call: Call) -> None:
     done = call("verify", bot)
     assert re.fullmatch(r".*bot\.fly: \d+ tensors intact; golden samples within \S+ \(allowed \S+\)\n", done.out)
     found = json.loads(call("verify", bot, "--json").out)
-    assert found["golden_largest"] <= found["tolerance"]
+    assert found["golden_difference"] <= found["tolerance"]
     assert f"{found['tensors']} tensors" in done.out
 
 

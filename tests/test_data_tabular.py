@@ -72,9 +72,17 @@ TEXTS, INTENTS = ", ".join(TEXT_COLUMNS), ", ".join(INTENT_COLUMNS)
 @pytest.mark.parametrize(
     ("source", "line", "error"),
     [
-        ("", 1, f"no text column among nothing; allowed: {TEXTS}, or text_column=... to name another"),
-        ("a,intent\n", 1, f"no text column among 'a', 'intent'; allowed: {TEXTS}, or text_column=... to name another"),
-        ("\ntext\n", 2, f"no intent column among 'text'; allowed: {INTENTS}, or intent_column=... to name another"),
+        ("", 1, f"no text column among nothing; allowed: {TEXTS}, or name it with text_column (--text-column)"),
+        (
+            "a,intent\n",
+            1,
+            f"no text column among 'a', 'intent'; allowed: {TEXTS}, or name it with text_column (--text-column)",
+        ),
+        (
+            "\ntext\n",
+            2,
+            f"no intent column among 'text'; allowed: {INTENTS}, or name it with intent_column (--intent-column)",
+        ),
         (
             "text,intent\na,b\nyes, please,affirm\n",
             3,
@@ -118,11 +126,11 @@ def with_entities(entities: str) -> str:
         ('["a"]', f"row is ['a']; {OBJECT}"),
         (
             '{"txt": "a"}',
-            f"no text column among 'txt'; allowed: {TEXTS}, or text_column=... to name another",
+            f"no text column among 'txt'; allowed: {TEXTS}, or name it with text_column (--text-column)",
         ),
         (
             '{"text": "a"}',
-            f"no intent column among 'text'; allowed: {INTENTS}, or intent_column=... to name another",
+            f"no intent column among 'text'; allowed: {INTENTS}, or name it with intent_column (--intent-column)",
         ),
         ('{"text": 5, "intent": "a"}', "text is 5; allowed: a string"),
         ('{"text": "\\ud83d", "intent": "a"}', "text is '\\ud83d'; allowed: a string"),
@@ -176,7 +184,7 @@ def test_column_the_caller_names_is_absent(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,intent\na,b\n")
     with pytest.raises(DataError) as caught:
         read_tabular(path, intent_column="goal")
-    allowed = f"allowed: {INTENTS}, or intent_column=... to name another"
+    allowed = f"allowed: {INTENTS}, or name it with intent_column (--intent-column)"
     assert str(caught.value) == f"{path}:1: no column 'goal' among 'text', 'intent'; {allowed}"
 
 

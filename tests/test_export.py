@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import all_logits, largest_gap, quiet_run, random_model, same_bits, variant
+from random_models import all_logits, quiet_run, random_model, rms_gap, same_bits, variant
 from safetensors.torch import save_file
 
 import flyweight
@@ -61,7 +61,7 @@ def test_manifest(tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path) -> N
     assert labels["entity_labels"] == ["city", "city#from", "city#to", "date"]
     assert labels["synonyms"] == {"nyc": "New York"}
     assert labels["temperature"] == tiny_model.labels.temperature != 1
-    assert m["tokenizer_sha256"] == tiny_model.tokenizer.sha256
+    assert m["tensors"]["tokenizer.json"]["sha256"] == tiny_model.tokenizer.sha256
     lineage = m["lineage"]
     assert set(lineage) == {"base", "data_fingerprint", "split", "steps", "versions"}
     assert (lineage["base"], lineage["data_fingerprint"]) == ("small", tiny_data.fingerprint())
@@ -104,8 +104,8 @@ def test_golden_samples_are_messages_with_their_logits(
     logits = Reference(file).logits(tiny_model.tokenizer.encode_batch(golden["texts"]))
     assert np.array_equal(file.array("golden.intent"), np.stack([i for i, _ in logits]))
     assert np.array_equal(file.array("golden.tags"), np.concatenate([t for _, t in logits if t is not None]))
-    largest = np.abs(file.array("golden.tags")).max()
-    assert 1e-3 * largest <= golden["tolerance"] <= 0.05 * largest
+    size = np.sqrt(np.mean(np.concatenate([file.array(f"golden.{k}").ravel() for k in ("intent", "tags")]) ** 2))
+    assert 0.99e-3 * size <= golden["tolerance"] <= 0.03 * size
 
 
 def test_a_model_without_entities_has_no_golden_tags(tiny_model: NLUModel, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_right_files_pass_the_gate_with_room(
         random_model(tiny_model, seed=seed, hidden=64, head_size=16, layers=((4, 128),) * 2), tiny_data, packing
     )
     nlu = load(save(model, tmp_path / "m.fly"))
-    assert largest_gap(nlu, model, [m.text for m in tiny_data.messages]) <= nlu.check_golden().tolerance
+    assert rms_gap(nlu, model, [m.text for m in tiny_data.messages]) <= nlu.check_golden().tolerance
 
 
 Change = Callable[[Any, pytest.MonkeyPatch], None]
@@ -306,7 +306,9 @@ def test_the_gate_refuses(
     model = packed(variant(tiny_model, "plain"), tiny_data, packing)
     older = save(model, tmp_path / "m.fly").read_bytes()
     {**PACKED_FAULTS, **(FLOAT_FAULTS if packing == "float" else {})}[fault](model, monkeypatch)
-    with pytest.raises(ParityError, match=r"differs from the model by .* allowed is .*; nothing was written"):
+    with pytest.raises(
+        ParityError, match=r"(decodes to other|differs? from the model's|given the model's input).*nothing was written"
+    ):
         save(model, tmp_path / "new.fly")
     with pytest.raises(ParityError):
         save(model, tmp_path / "m.fly")
@@ -338,7 +340,7 @@ def test_weights_that_are_not_finite_are_refused(
         parameters += [lambda m: m.tag_head.weight, lambda m: m.encoder.layers[2].ffn.down.weight]
     for get in parameters:
         for value in (float("nan"), float("inf")):
-            with pytest.raises((ArtifactError, ParityError), match=r"finite|differs from the model by nan"):
+            with pytest.raises((ArtifactError, ParityError), match="finite"):
                 save(spoilt(value, get), tmp_path / "m.fly")
     assert list(tmp_path.iterdir()) == []
 

@@ -217,10 +217,34 @@ def test_receipts_are_measured_on_validation_never_on_test(
 
 
 def test_without_validation_training_messages_are_measured(tiny_data: NLUData) -> None:
-    assert measured_messages(tiny_data) == tiny_data.validation
-    assert measured_messages(replace(tiny_data, validation=())) == tiny_data.train
-    many = tuple(Message(f"message {i}", "greet") for i in range(N_QUALITY_MESSAGES + 5))
-    assert measured_messages(replace(tiny_data, validation=many)) == many[:N_QUALITY_MESSAGES]
+    assert measured_messages(tiny_data) == (tiny_data.validation, "validation")
+    assert measured_messages(replace(tiny_data, validation=())) == (tiny_data.train, "train")
+
+
+def test_many_messages_are_sampled_from_all_intents() -> None:
+    # Files are often sorted by intent: the first 1000 would be 50 of these 150.
+    many = tuple(Message(f"message {i}", f"intent {i // 20}") for i in range(3 * N_QUALITY_MESSAGES))
+    sample, part = measured_messages(NLUData(many, many))
+    assert part == "validation"
+    assert abs(len(sample) - N_QUALITY_MESSAGES) <= 150  # rounded in each intent
+    assert {m.intent for m in sample} == {m.intent for m in many}
+    assert measured_messages(NLUData(many[::-1], many[::-1]))[0] == sample[::-1]
+
+
+def test_foreign_data_are_refused(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    foreign = NLUData((), (Message("hello", "fly to mars"),))
+    with pytest.raises(FlyweightError, match=r"no message has an intent that the model knows \(fly to mars \.\.\.\)"):
+        compress(tiny_model, foreign, [Int8()], progress=False)
+
+
+def test_a_technique_without_a_list(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    with pytest.raises(FlyweightError, match=r"one technique, Int8\(.*\), is no recipe; give a list"):
+        compress(tiny_model, tiny_data, Int8(), progress=False)  # type: ignore[arg-type]
+
+
+def test_a_setting_twice() -> None:
+    with pytest.raises(FlyweightError, match="'encoder' is given twice"):
+        Recipe.parse(["codebook:encoder=4,encoder=16"])
 
 
 # receipts ------------------------------------------------------------------------------------------------------------
@@ -232,7 +256,7 @@ def test_a_receipt_holds_what_is_measured(tiny_data: NLUData, tiny_model: NLUMod
     receipt = small.card.steps[-1]
     assert set(receipt) == {
         *("technique", "settings", "n_parameters", "file_bytes", "quality", "latency_ms", "parent_ms"),
-        *("engine", "minutes", "peak_memory_mb"),
+        *("engine", "minutes", "peak_memory_mb", "part"),
     }
     assert TECHNIQUES[receipt["technique"]](**receipt["settings"]) == step
     assert receipt["n_parameters"] == sum(p.numel() for p in tiny_model.parameters())
@@ -302,7 +326,7 @@ def test_a_step_whose_file_answers_wrongly_stops_the_recipe(
     from flyweight.runtime import reference
 
     monkeypatch.setitem(reference.ACTIVATIONS, "gelu", reference.relu)
-    with pytest.raises(FlyweightError, match="differs from the model"):
+    with pytest.raises(FlyweightError, match="given the model's input, differ"):
         compress(tiny_model, tiny_data, [Int8()], progress=False)
 
 

@@ -218,7 +218,12 @@ def test_interrupted_and_resumed_is_uninterrupted(
     model = run(fresh.copy(), tiny_data, loss=recorded(losses), folder=tmp_path)
     assert len(losses) == 12 - (step + 1)  # the interrupted step was finished and saved
     assert same_bits(weights(model), uninterrupted)
-    assert list(tmp_path.iterdir()) == []  # a finished training leaves no checkpoint
+    # A finished training keeps its checkpoint until its result is safe: asked again, it is done at once.
+    again = run(fresh.copy(), tiny_data, loss=recorded(losses), folder=tmp_path)
+    assert len(losses) == 12 - (step + 1)
+    assert same_bits(weights(again), uninterrupted)
+    loop.forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_many_times(
@@ -253,11 +258,10 @@ def test_checkpoints_of_other_trainings_are_not_resumed(
         run(fresh.copy(), tiny_data, loss=interrupting(5), folder=tmp_path)
     checkpoint = (tmp_path / "training.pt").read_bytes()
 
-    def steps(model: NLUModel, data: NLUData, settings: TrainingSettings = SETTINGS) -> int:
-        (tmp_path / "training.pt").write_bytes(checkpoint)
-        losses: list[float] = []
-        run(model, data, settings, loss=recorded(losses), folder=tmp_path)
-        return len(losses)
+    def refused(model: NLUModel, data: NLUData, settings: TrainingSettings = SETTINGS) -> bool:
+        with pytest.raises(ConfigError, match="belongs to a training with other settings or messages; choose another"):
+            run(model, data, settings, folder=tmp_path)
+        return (tmp_path / "training.pt").read_bytes() == checkpoint
 
     other_weights = fresh.copy()
     with torch.no_grad():
@@ -265,20 +269,21 @@ def test_checkpoints_of_other_trainings_are_not_resumed(
     fewer = tiny_data.with_splits(tiny_data.train[:-1], tiny_data.validation, ())
     reordered = tiny_data.with_splits(tiny_data.train[::-1], tiny_data.validation, ())
     unvalidated = tiny_data.with_splits(tiny_data.train, tiny_data.validation[1:], ())
-    assert steps(fresh.copy(), tiny_data) == 6
-    assert steps(fresh.copy(), tiny_data, replace(SETTINGS, seed=1)) == 12
-    assert steps(fresh.copy(), tiny_data, replace(SETTINGS, clip=0.9)) == 12
-    assert steps(other_weights, tiny_data) == 12
+    assert refused(fresh.copy(), tiny_data, replace(SETTINGS, seed=1))
+    assert refused(fresh.copy(), tiny_data, replace(SETTINGS, clip=0.9))
+    assert refused(other_weights, tiny_data)
     for data in (fewer, reordered, unvalidated):
-        assert steps(fresh.copy(), data) == 12
+        assert refused(fresh.copy(), data)
+    losses: list[float] = []
+    run(fresh.copy(), tiny_data, loss=recorded(losses), folder=tmp_path)
+    assert len(losses) == 6  # the right one goes on
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04" + b"\0" * 100])
-def test_a_broken_checkpoint_is_overwritten(
-    fresh: NLUModel, tiny_data: NLUData, tmp_path: Path, uninterrupted: dict[str, torch.Tensor], content: bytes
-) -> None:
+def test_a_broken_checkpoint_is_refused(fresh: NLUModel, tiny_data: NLUData, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "training.pt").write_bytes(content)
-    assert same_bits(weights(run(fresh.copy(), tiny_data, folder=tmp_path)), uninterrupted)
+    with pytest.raises(ConfigError, match=r"training\.pt cannot be read \(.*\); delete it to train anew"):
+        run(fresh.copy(), tiny_data, folder=tmp_path)
 
 
 def test_work_is_saved_within_an_epoch_too(fresh: NLUModel, tiny_data: NLUData, tmp_path: Path,
@@ -292,11 +297,12 @@ def test_work_is_saved_within_an_epoch_too(fresh: NLUModel, tiny_data: NLUData, 
 
     monkeypatch.setattr(loop._Run, "save", spy)
     run(fresh.copy(), tiny_data, folder=tmp_path)
-    assert saved == [4, 8]  # at the end of each epoch but the last
+    assert saved == [4, 8, 12]  # at the end of each epoch
     saved.clear()
+    loop.forget(tmp_path)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     run(fresh.copy(), tiny_data, folder=tmp_path)
-    assert saved == list(range(1, 13))
+    assert saved == [*range(1, 13), 12]  # after each step, and the result
 
 
 def test_training_in_a_thread_leaves_signals_alone(
@@ -435,11 +441,15 @@ def test_vectors_do_not_decay(fresh: NLUModel) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "allowed"),
     [
-        ("epochs", 0, "at least 1"),
+        ("epochs", 0, "none, or a whole number of at least 1"),
+        ("epochs", 1.5, "none, or a whole number of at least 1"),
+        ("seed", -1, "a whole number from 0 to below 2^63"),
+        ("learning_rate", "fast", "above 0 and below 1"),
         ("learning_rate", 0.0, "above 0 and below 1"),
         ("learning_rate", 1.0, "above 0 and below 1"),
         ("learning_rate", float("nan"), "above 0 and below 1"),
-        ("batch_size", 0, "at least 1"),
+        ("batch_size", 0, "a whole number of at least 1"),
+        ("batch_size", True, "a whole number of at least 1"),
         ("warmup", 1.0, "from 0 to below 1"),
         ("warmup", -0.1, "from 0 to below 1"),
         ("weight_decay", -1.0, "at least 0"),
@@ -450,7 +460,7 @@ def test_vectors_do_not_decay(fresh: NLUModel) -> None:
 def test_settings_out_of_range_are_named(setting: str, value: float, allowed: str) -> None:
     with pytest.raises(ConfigError) as error:
         TrainingSettings(**{setting: value})  # type: ignore[arg-type]
-    assert str(error.value) == f"training setting {setting} is {value}; allowed: {allowed}"
+    assert str(error.value) == f"training setting {setting} is {value!r}; allowed: {allowed}"
 
 
 def test_epochs_follow_from_the_number_of_messages(fresh: NLUModel, tiny_data: NLUData) -> None:

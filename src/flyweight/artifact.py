@@ -1,7 +1,8 @@
 """The .fly file: one safetensors file with a JSON manifest; written whole, read with distrust.
 
     8 bytes   length N of the header, little endian
-    N bytes   JSON header: {"__metadata__": {"flyweight": MANIFEST}, NAME: {dtype, shape, data_offsets}, ...}, blanks
+    N bytes   JSON header: {"__metadata__": {"flyweight": MANIFEST, "manifest_sha256": ...},
+                            NAME: {dtype, shape, data_offsets}, ...}, then blanks
     tensors   without holes, each at a multiple of 64 bytes: stored flat, padded with zeros to 64 bytes
 
 The manifest (a JSON string) holds format_version, numerics_version, layout, model, weights, tensors (true shape and
@@ -87,9 +88,9 @@ def write(path: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarr
         **manifest,
         "tensors": {n: {"shape": list(a.shape), "sha256": _sha256(a)} for n, a in stored.items()},
     }
-    header: dict[str, Any] = {
-        "__metadata__": {"format": "flyweight", "flyweight": json.dumps(manifest, ensure_ascii=False)}
-    }
+    text = json.dumps(manifest, ensure_ascii=False)
+    metadata = {"format": "flyweight", "flyweight": text, "manifest_sha256": manifest_sha256(text)}
+    header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, a in stored.items():
         if a.dtype not in _NAMES:
@@ -101,13 +102,13 @@ def write(path: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarr
             "data_offsets": [offset, offset + size],
         }
         offset += size
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (_padded(8 + len(text)) - 8 - len(text))
+    head = json.dumps(header, ensure_ascii=False).encode()
+    head += b" " * (_padded(8 + len(head)) - 8 - len(head))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     try:
         with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(len(head).to_bytes(8, "little") + head)
             for a in stored.values():
                 file.write(a.tobytes())
                 file.write(bytes(_padded(a.nbytes) - a.nbytes))
@@ -137,6 +138,8 @@ def read(path: str | Path) -> Artifact:
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("flyweight"), str):
         raise ArtifactError(f"{path} has no Flyweight manifest; it is a safetensors file of something else")
+    if metadata.get("manifest_sha256") != manifest_sha256(metadata["flyweight"]):
+        raise ArtifactError(f"{path}: the manifest does not fit its SHA-256; damaged or edited, export the model again")
     manifest = _json(metadata["flyweight"], path, "manifest")
     _check_manifest(manifest, path)
     arrays = _arrays(header, manifest["tensors"], mapped, 8 + n_header, size, path)
@@ -154,6 +157,11 @@ def verify(path: str | Path) -> Artifact:
                 "the file is damaged, copy or export it again"
             )
     return artifact
+
+
+def manifest_sha256(text: str) -> str:
+    """SHA-256 of the manifest's text: labels, synonyms and temperature decide answers as much as weights do."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _padded(n: int) -> int:
@@ -182,6 +190,12 @@ def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise ArtifactError(
             f"{path} has format version {version}; this Flyweight reads versions 1 to {FORMAT_VERSION}: "
+            "update Flyweight or export the model again"
+        )
+    numerics = manifest["numerics_version"]
+    if not isinstance(numerics, int) or not 1 <= numerics <= NUMERICS_VERSION:
+        raise ArtifactError(
+            f"{path} has numerics version {numerics}; this Flyweight computes versions 1 to {NUMERICS_VERSION}: "
             "update Flyweight or export the model again"
         )
     if manifest["layout"] != LAYOUT:

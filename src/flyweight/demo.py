@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from flyweight.data.load import load_data
+from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError
 from flyweight.export.fly import save
 from flyweight.measure.classic import ClassicClassifier
 from flyweight.model.nlu import NLUModel
@@ -46,14 +48,17 @@ class DemoResult:
 
 
 def run_demo(out: Path, say: Callable[[str], None] = print) -> DemoResult:
-    """Train (or find) the teacher in out/teacher, write out/*.fly, measure all on the test file."""
+    """Train (or find) the teacher in out/teacher, write out/*.fly, measure all on the test file.
+
+    Errors: ConfigError when out/teacher holds another model; it is not overwritten.
+    """
     data = load_data("assistant")
     n_train, n_validation, n_test = len(data.train), len(data.validation), len(data.test)
     say(f"data: {n_train} training, {n_validation} validation, {n_test} test messages, {len(data.intents)} intents")
     folder = out / "teacher"
     if (folder / "config.json").is_file():
+        teacher = find_teacher(folder, data)
         say(f"teacher: found in {folder}")
-        teacher = NLUModel.load(folder)
     else:
         say("teacher: fine-tuning MiniLM (6 layers x 384)")
         teacher = train(data, "minilm", SETTINGS, out=folder)
@@ -73,3 +78,15 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> DemoResult:
         "their size and answers are final, their milliseconds are not the engine's."
     )
     return DemoResult(rows, answers, title, remark, out / "assistant-4bit.fly")
+
+
+def find_teacher(folder: Path, data: NLUData) -> NLUModel:
+    """The teacher of an earlier demonstration. Errors: ConfigError for a model of other data or another training."""
+    teacher = NLUModel.load(folder)
+    trainings = [step.get("training") for step in teacher.card.steps]
+    if teacher.card.data_fingerprint != data.fingerprint() or trainings != [asdict(SETTINGS)]:
+        raise ConfigError(
+            f"{folder} holds a model that this demonstration did not train (other data or settings); "
+            "choose another --out"
+        )
+    return teacher

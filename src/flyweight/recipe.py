@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flyweight.data.messages import Message, NLUData
-from flyweight.errors import ConfigError, MissingExtraError
+from flyweight.data.splits import split
+from flyweight.errors import ConfigError, DataError, MissingExtraError
 from flyweight.export.fly import export_fly
 from flyweight.measure.latency import compare, ratio, single_thread
 from flyweight.measure.memory import disk_bytes, peak_rss_mb
@@ -36,11 +37,13 @@ class Receipt:
 
     n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
-    `engine` names what executed the file; latency of the NumPy reference says nothing about the engine.
+    `engine` names what executed the file; latency of the NumPy reference says nothing about the engine. `part` says
+    what quality was measured on; peak_memory_mb is the whole process's highest so far.
     """
 
     technique: str
     settings: dict[str, Any]
+    part: str
     n_parameters: int
     file_bytes: int
     quality: dict[str, Any]
@@ -86,6 +89,10 @@ class Recipe:
         for word in words:
             name, _, settings = word.partition(":")
             pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+            keys = [key for key, _, _ in pairs]
+            twice = [key for key in keys if keys.count(key) > 1]
+            if twice:
+                raise ConfigError(f"technique '{word}': '{twice[0]}' is given twice; give each setting once")
             wrong = [key for key, equals, _ in pairs if not equals]
             if wrong:
                 raise ConfigError(f"technique '{word}': '{wrong[0]}' has no value; write {name}:setting=value,...")
@@ -109,28 +116,48 @@ def compress(
     Receipts lie in `model.card.steps`, one a technique, and travel into the .fly file. measure=False leaves out their
     quality and latency. Errors: ConfigError, ParityError (a step's file does not answer like its model).
     """
+    if type(recipe) in TECHNIQUES.values():
+        raise ConfigError(f"one technique, {recipe!r}, is no recipe; give a list: [{recipe!r}]")
     techniques = recipe.techniques if isinstance(recipe, Recipe) else tuple(recipe)
     if not techniques:
         raise ConfigError(f"no technique given; allowed: {', '.join(TECHNIQUES)}")
     run = Run(data, teacher, seed=seed, device=device, folder=str(folder) if folder else None, progress=progress)
     model = teacher
-    messages = measured_messages(data)
+    messages, part = measured_messages(data)
+    _refuse_strangers(teacher, messages)
     parent_answers = teacher.answers([m.text for m in messages]) if measure else []
     for step in techniques:
         start = time.monotonic()
         child = step.apply(model, run)
         calibrate(child, data.validation)
         minutes = (time.monotonic() - start) / 60
-        receipt = make_receipt(step, child, teacher, messages, parent_answers, minutes, progress)
+        receipt = make_receipt(step, child, teacher, messages, part, parent_answers, minutes, progress)
         child.card = replace(model.card, steps=[*model.card.steps, receipt.to_dict()])
         model = child
-    model.card = replace(model.card, metrics={"validation": model.card.steps[-1]["quality"]})
+    model.card = replace(model.card, metrics={part: model.card.steps[-1]["quality"]})
     return model
 
 
-def measured_messages(data: NLUData) -> tuple[Message, ...]:
-    """What receipts are measured on: validation messages, training ones where there are none; never test."""
-    return (data.validation or data.train)[:N_QUALITY_MESSAGES]
+def measured_messages(data: NLUData) -> tuple[tuple[Message, ...], str]:
+    """What receipts are measured on and its name: validation, or train where there is none; never test.
+
+    Of more than 1000 messages a stratified sample.
+    """
+    part = "validation" if data.validation else "train"
+    messages = data.validation or data.train
+    if len(messages) > N_QUALITY_MESSAGES:
+        messages = split(messages, N_QUALITY_MESSAGES / len(messages), 0)[1]
+    return messages, part
+
+
+def _refuse_strangers(teacher: NLUModel, messages: Sequence[Message]) -> None:
+    """Messages of none of the model's intents can measure nothing."""
+    named = {m.intent for m in messages if m.intent is not None}
+    if named and not named & set(teacher.labels.intents):
+        raise DataError(
+            f"no message has an intent that the model knows ({', '.join(sorted(named)[:3])} ...)",
+            allowed="give the data that the model was trained on, or messages with the same intents",
+        )
 
 
 def make_receipt(
@@ -138,6 +165,7 @@ def make_receipt(
     child: NLUModel,
     teacher: NLUModel,
     messages: Sequence[Message],
+    part: str,
     parent_answers: list[Any],
     minutes: float,
     progress: bool,
@@ -152,9 +180,9 @@ def make_receipt(
             answers = []
             with bar(f"measuring {name_of(step)}", len(messages), show=progress) as advance:
                 for start in range(0, len(messages), 64):
-                    part = messages[start : start + 64]
-                    answers += nlu.answers([m.text for m in part])
-                    advance(len(part))
+                    batch = messages[start : start + 64]
+                    answers += nlu.answers([m.text for m in batch])
+                    advance(len(batch))
             quality = summary(evaluate_answers(answers, messages, against=parent_answers))
             with single_thread():
                 texts = [m.text for m in messages]
@@ -164,6 +192,7 @@ def make_receipt(
         return Receipt(
             technique=name_of(step),
             settings=dict(vars(step)),
+            part=part,
             n_parameters=child.n_parameters(),
             file_bytes=disk_bytes(path),
             quality=quality,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flyweight.cli import show
 from flyweight.errors import ConfigError, ParityError
+
+if TYPE_CHECKING:
+    from flyweight.artifact import Artifact
 
 
 def parse(
@@ -75,15 +80,12 @@ def inspect(
     for step in lineage["steps"]:
         facts.append(("training" if "training" in step else step["technique"], _step(step)))
     show.print_table(["what", "found"], facts, "model card")
+    print()
     rows = []
-    for name, entry in m["weights"].items():
-        size = sum(a.nbytes for key, a in artifact.arrays.items() if key.startswith(f"{name}."))
-        n = entry["shape"][0] * entry["shape"][1]
-        detail = " ".join(f"{k}={entry[k]}" for k in ("centres", "per", "table", "shift") if k in entry)
-        bits = f"{8 * size / n:.2f}" if n else "-"
-        rows.append([name, f"{entry['shape']}", entry["form"], detail, entry["activations"], bits, f"{size / 1e3:.1f}"])
-    columns = ["matrix", "shape", "form", "detail", "activations", "bits/weight", "kB"]
-    show.print_table(columns, rows, "weights")
+    for group in _groups(artifact):
+        rows.append([group.name, group.shape, group.form, group.activations, group.bits, f"{group.n_bytes / 1e3:.1f}"])
+    columns = ["matrix", "shape", "form", "acti-\nvations", "bits/\nweight", "kB"]
+    show.print_table(columns, rows, "weights (kB: of all layers of a line, biases included)")
 
 
 def verify(
@@ -104,14 +106,72 @@ def verify(
     parser = Parser(verify_file(fly))
     golden = parser.check_golden()
     if not golden.passed:
-        raise ParityError(f"{fly}: golden samples differ by {golden.largest:.3g}, allowed is {golden.tolerance:.3g}")
+        raise ParityError(
+            f"{fly}: golden samples differ by {golden.difference:.3g} (RMS), allowed is {golden.tolerance:.3g}"
+        )
     n = len(parser.artifact.arrays)
     if as_json:
         show.print_json(
-            {"file": str(fly), "tensors": n, "golden_largest": golden.largest, "tolerance": golden.tolerance}
+            {"file": str(fly), "tensors": n, "golden_difference": golden.difference, "tolerance": golden.tolerance}
         )
         return
-    print(f"{fly}: {n} tensors intact; golden samples within {golden.largest:.3g} (allowed {golden.tolerance:.3g})")
+    print(
+        f"{fly}: {n} tensors intact; golden samples within {golden.difference:.3g} RMS (allowed {golden.tolerance:.3g})"
+    )
+
+
+@dataclass
+class _Group:
+    """Matrices that differ in nothing but their layer: `layers.0-5.ffn.up`. place: (before, after) the layer."""
+
+    place: tuple[str, str]
+    first: int | None
+    last: int | None
+    shape: str
+    form: str
+    activations: str
+    n_weights: int
+    n_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The place, with the layers where it has some."""
+        if self.first is None:
+            return self.place[0]
+        layers = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.place[0]}{layers}{self.place[1]}"
+
+    @property
+    def bits(self) -> str:
+        """Bits a weight, biases included."""
+        return f"{8 * self.n_bytes / self.n_weights:.2f}" if self.n_weights else "-"
+
+
+def _groups(artifact: Artifact) -> list[_Group]:
+    """The matrices of a file, equal ones of consecutive layers as one."""
+    groups: list[_Group] = []
+    latest: dict[tuple[str, str], _Group] = {}
+    for name, entry in artifact.manifest["weights"].items():
+        n_bytes = sum(a.nbytes for key, a in artifact.arrays.items() if key.startswith(f"{name}."))
+        details = (f"{k}={entry[k]}" for k in ("centres", "per", "table", "shift") if k in entry)
+        found = re.fullmatch(r"(layers\.)(\d+)(\..+)", name)
+        place, layer = ((found[1], found[3]), int(found[2])) if found else ((name, ""), None)
+        rows, columns = entry["shape"]
+        form = " ".join([entry["form"], *details])
+        group = _Group(place, layer, layer, f"{rows}x{columns}", form, entry["activations"], rows * columns, n_bytes)
+        before = latest.get(place)
+        if before and layer is not None and before.last == layer - 1 and _alike(before, group):
+            before.last = layer
+            before.n_weights += group.n_weights
+            before.n_bytes += n_bytes
+        else:
+            groups.append(group)
+            latest[place] = group
+    return groups
+
+
+def _alike(a: _Group, b: _Group) -> bool:
+    return (a.shape, a.form, a.activations) == (b.shape, b.form, b.activations)
 
 
 def _step(step: dict) -> str:
@@ -121,4 +181,5 @@ def _step(step: dict) -> str:
     quality = step["quality"]
     loss = quality.get("losses", {}).get("intent_macro_f1", {}).get("loss_percent")
     measured = f"; macro-F1 {quality['intent_macro_f1']:.4f} (loss {loss:+.2f}%)" if loss is not None else ""
-    return f"{step['settings']}; {step['file_bytes'] / 1e6:.2f} MB{measured}"
+    settings = ", ".join(f"{k}={str(v).lower()}" for k, v in step["settings"].items())
+    return f"{settings}; {step['file_bytes'] / 1e6:.2f} MB{measured}"

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from flyweight.cli import show
+from flyweight.cli import receipts, show
 from flyweight.errors import ConfigError, MissingExtraError
+
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of whatever is random: splits, new weights ...")]
 
 
 def train(
@@ -23,7 +25,7 @@ def train(
     pooling: Annotated[str, typer.Option(help="mean, cls or cls+tanh.")] = "mean",
     test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
     validation: Annotated[float, typer.Option(help="Share held out for choosing the epoch, likewise.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of splits, shuffling, dropout and new weights.")] = 0,
+    seed: Seed = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
@@ -46,13 +48,13 @@ def train(
 
     if (out / "config.json").exists() and not overwrite:
         raise ConfigError(f"{out} already holds a model; choose another --out, or add --overwrite")
+    given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    settings = replace(default_settings(base), seed=seed, **{k: v for k, v in given.items() if v is not None})
     found = load_data(
         data, test=test, validation=validation, seed=seed, text_column=text_column, intent_column=intent_column
     )
     for line in found.notes:
         show.note(f"note: {line}")
-    given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
-    settings = replace(default_settings(base), seed=seed, **{k: v for k, v in given.items() if v is not None})
     parts = f"{len(found.train)} training, {len(found.validation)} validation, {len(found.test)} test messages"
     show.note(f"{parts}; {len(found.intents)} intents, {len(found.entity_labels)} entity types")
     model = train_teacher(
@@ -75,7 +77,8 @@ def train(
         return
     print(f"{out}: best epoch {result['best_epoch']}, validation F1 {result['validation_f1']}")
     if found.test:
-        spans = f", span F1 {quality.span_f1:.4f}" if quality.n_gold_spans else ""
+        has_spans = found.entity_labels and quality.n_gold_spans + quality.n_predicted_spans > 0
+        spans = f", span F1 {quality.span_f1:.4f}" if has_spans else ""
         print(
             f"test ({len(found.test)} messages): macro-F1 {quality.intent_macro_f1:.4f}, "
             f"accuracy {quality.intent_accuracy:.4f}{spans}"
@@ -85,15 +88,16 @@ def train(
 def compress(
     model: Annotated[Path, typer.Argument(help="A model folder (what train wrote).")],
     data: Annotated[str, typer.Argument(help="The data it was trained on, or other messages of the same labels.")],
-    out: Annotated[Path, typer.Option(help="The .fly file (or a folder, to compress or train further).")],
+    out: Annotated[Path, typer.Option(help="The .fly file, or a folder, to compress further.")],
     technique: Annotated[
         list[str] | None,
         typer.Option("--technique", "-t", help="int8, codebook, codebook:encoder=4,embeddings=256 ... in order."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe instead of --technique.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
+    seed: Seed = 0,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")] = False,
     as_json: show.Json = False,
 ) -> None:
     """Apply techniques, measure each step on the written file, and export.
@@ -102,7 +106,7 @@ def compress(
 
     flyweight compress bot nlu.yml --technique int8 --out bot.fly
 
-    flyweight compress bot nlu.yml -t codebook:encoder=16,embeddings=256 --out bot-4bit.fly
+    flyweight compress bot nlu.yml -t codebook:encoder=8 --out bot-3bit.fly
     """
     _workshop()
     from flyweight.data.load import DEFAULT_SPLIT, load_data
@@ -113,38 +117,25 @@ def compress(
 
     if (technique is None) == (recipe is None):
         raise ConfigError("give either --technique (once or more) or --recipe")
+    _check_out(out, model, overwrite)
     steps = Recipe.load(recipe) if recipe else Recipe.parse(technique or [])
     teacher = NLUModel.load(model)
     split: dict[str, Any] = DEFAULT_SPLIT | teacher.card.split
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
+    for line in receipts.packed_again(teacher, str(model), steps.techniques):
+        show.note(f"note: {line}")
     small = run(teacher, found, steps, seed=seed)
     written = save(small, out)
-    receipts = small.card.steps[-len(steps.techniques) :]
+    made = small.card.steps[-len(steps.techniques) :]
     if as_json:
-        show.print_json({"file": str(written), "receipts": receipts})
+        show.print_json({"file": str(written), "receipts": made})
         return
-    rows = []
-    for r in receipts:
-        loss = r["quality"]["losses"]["intent_macro_f1"]["loss_percent"]
-        settings = ", ".join(f"{k}={v}" for k, v in r["settings"].items())
-        rows.append(
-            [
-                r["technique"],
-                f"{r['file_bytes'] / 1e6:.2f}",
-                f"{r['quality']['intent_macro_f1']:.4f}",
-                f"{loss:+.2f}%",
-                f"{r['quality']['n_flips']}",
-                f"{r['latency_ms']:.2f} / {r['parent_ms']:.2f}",
-                f"{r['minutes']:.2f}",
-                settings,
-            ]
-        )
-    columns = ["technique", "MB", "macro-F1", "loss", "flips", "ms / parent ms", "minutes", "settings"]
-    print_title = f"{written}: measured on {receipts[-1]['quality']['n_messages']} validation messages"
-    show.print_table(columns, rows, print_title)
-    if receipts[-1]["latency_ms"] >= receipts[-1]["parent_ms"]:
+    part = "validation" if found.validation else "training"
+    title = f"{written}: measured on {made[-1]['quality']['n_messages']} {part} messages"
+    receipts.print_receipts(made, bool(small.labels.entity_labels), title)
+    if made[-1]["latency_ms"] >= made[-1]["parent_ms"]:
         show.note(
-            f"note: on this machine the file, run by the {receipts[-1]['engine']} reference, is no faster than its "
+            f"note: on this machine the file, run by the {made[-1]['engine']} reference, is no faster than its "
             "parent in PyTorch; it is smaller. The reference is made for checking, not for speed."
         )
 
@@ -174,6 +165,15 @@ def demo(
         spans = show.entities_text(answer["entities"])
         print(f"\n> {text}\n  {answer['intent']['name']} ({answer['intent']['confidence']:.2f})  {spans}")
     print(f'\nTry it: flyweight parse {result.best} "{SENTENCES[0]}"')
+
+
+def _check_out(out: Path, model: Path, overwrite: bool) -> None:
+    """Refuse to write over the model itself, and over whatever exists unless told."""
+    if out.resolve() == model.resolve():
+        raise ConfigError(f"--out is {out}, the model that is to be compressed; choose another --out")
+    if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
+        what = "a model" if out.is_file() or (out / "config.json").exists() else "files"
+        raise ConfigError(f"{out} already holds {what}; choose another --out, or add --overwrite")
 
 
 def _workshop() -> None:

@@ -35,7 +35,16 @@ app.command("doctor")(measure.doctor)
 def root(
     context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version and stop.")
 ) -> None:
-    """Small, fast BERT-class NLU models on an ordinary CPU: compress, prove that the answers did not change, answer."""
+    """Small, fast BERT-class NLU models on an ordinary CPU: compress, prove that the answers did not change, answer.
+
+    [bold]Examples[/bold]
+
+    flyweight train nlu.yml --out bot
+
+    flyweight compress bot nlu.yml --technique int8 --out bot.fly
+
+    flyweight parse bot.fly "wake me at seven"
+    """
     if version:
         print(f"flyweight {__version__}")
     elif context.invoked_subcommand is None:
@@ -54,7 +63,10 @@ def run(arguments: list[str]) -> int:
         return _interrupted() if code == INTERRUPTED else code  # newer versions of typer swallow KeyboardInterrupt
     except FlyweightError as error:
         return _fail(str(error))
-    except (BrokenPipeError, SystemExit):  # `flyweight parse ... | head` is no error; typer and rich make it an exit
+    except (BrokenPipeError, SystemExit) as error:
+        # `flyweight parse ... | head` is no error; typer and rich turn it into an exit. Other exits stay what they are.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

@@ -10,7 +10,7 @@ import typer
 
 from flyweight.cli import show
 from flyweight.errors import ConfigError, MissingExtraError
-from flyweight.report.comparison import Contender, ask_one, comparison
+from flyweight.report.comparison import Contender, ask_one, check_names, comparison
 
 SHOWN_FLIPS = 10
 
@@ -70,16 +70,14 @@ def evaluate(
     show.comparison_table(rows)
     row = rows[1 if against else 0]
     q = row.quality
+    spans = f", span precision {q.span_precision:.4f}, recall {q.span_recall:.4f}" if row.scores_spans else ""
     print(
-        f"{row.name}: exact frames {q.exact_frame_accuracy:.4f}, calibration error {q.expected_calibration_error:.4f}, "
-        f"span precision {q.span_precision:.4f}, recall {q.span_recall:.4f}"
+        f"{row.name}: exact frames {q.exact_frame_accuracy:.4f}, calibration error {q.expected_calibration_error:.4f}"
+        f"{spans}"
     )
     for name, loss in q.losses.items():
-        if name != "span_f1" or q.n_gold_spans:
-            print(
-                f"loss of {name}: {loss.loss_percent:+.3f}% "
-                f"(95% interval {loss.low_percent:+.3f}% to {loss.high_percent:+.3f}%)"
-            )
+        if name != "span_f1" or row.scores_spans:
+            print(show.loss_text(name, loss.to_dict()))
     for flip in q.flips[:SHOWN_FLIPS]:
         parent, now, gold = (show.frame_text(flip[k]) for k in ("parent", "child", "gold"))
         print(f"flip: {flip['text']!r}: {parent} -> {now} (gold {gold})")
@@ -111,6 +109,7 @@ def bench(
 
     if calls < 1:
         raise ConfigError(f"--calls is {calls}; allowed: at least 1")
+    check_names([str(path) for path in models])
     texts = [m.text for m in read_messages(data, text_column=text_column, intent_column=intent_column)]
     contenders = [open_model(path) for path in models]
     one = {c.name: ask_one(c.model) for c in contenders}
@@ -138,8 +137,7 @@ def bench(
         return
     rows = [
         [
-            str(r["model"]),
-            r["engine"],
+            f"{r['model']} ({r['engine']})",
             *(f"{r[k]:.2f}" for k in ("p50_ms", "p95_ms", "p99_ms", "mean_ms")),
             f"{r['speedup']:.2f}x",
             f"{r['messages_per_second']:.0f}",
@@ -148,7 +146,7 @@ def bench(
         ]
         for r in result
     ]
-    columns = ["model", "runs in", "p50 ms", "p95 ms", "p99 ms", "mean ms", "speed", "messages/s", "MB", "memory MB"]
+    columns = ["model", "p50 ms", "p95 ms", "p99 ms", "mean\nms", "speed", "messages\n/s", "MB", "memory\nMB"]
     show.print_table(columns, rows, f"{calls} calls a model, batch 1, one thread, tokenizer included")
 
 

@@ -15,7 +15,10 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Entity:
-    """A span `text[start:end]` of type `entity`; `value` is its normal form where it differs from the text."""
+    """A span `text[start:end]` of type `entity`; `value` is its normal form where it differs from the text.
+
+    No `#` in entity, role and group: it joins them in `label`. Readers refuse it.
+    """
 
     start: int
     end: int
@@ -55,7 +58,7 @@ class Message:
 class NLUData:
     """Messages in three splits, and what the source says beside them.
 
-    `synonyms` maps a written form (as found) to its value; `lookups` and `regexes` map a name to a list of
+    `synonyms` maps a written form in lower case to its value; `lookups` and `regexes` map a name to a list of
     strings. `notes` are one-line warnings for the user (a leak between the source's own files, say). `split` records
     how parts were held out ({"test": 0.2, "validation": 0.1, "seed": 0}, only for parts that the source did not bring).
     """

@@ -1,4 +1,4 @@
-"""Rasa NLU YAML (2.0 and 3.x): a file, or all NLU files of a folder.
+"""Rasa NLU YAML (2.0 and 3.x): files, found below a folder by `rasa_files`.
 
     nlu:
     - intent: book_flight                  also synonym, regex, lookup; `a/b` (retrieval intents) is one name
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flyweight.data.messages import Entity, Message, NLUData
-from flyweight.data.source import entity_attributes, listed, make_entity, read_text, shown
+from flyweight.data.source import entity_attributes, entity_synonyms, listed, make_entity, read_text, shown
 from flyweight.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -40,16 +40,6 @@ _BRACKETS = re.compile(r"\[([^\[\]]*)\](?=\(|\{|\[\s*\{)")
 _ANNOTATION_FORMS = 'allowed: [text](entity), [text](entity:value), [text]{"entity": "...", "role": "..."}'
 
 
-def read_rasa_yaml(path: Path) -> NLUData:
-    """Everything in a Rasa NLU file, or in all NLU files below a folder, as one unsplit train part."""
-    if not path.is_dir():
-        return read_rasa_files([path])
-    files = rasa_files(path)
-    if not files:
-        raise DataError("no YAML file with an nlu section", allowed="allowed: .yml or .yaml with `nlu:`", path=path)
-    return read_rasa_files(files)
-
-
 def rasa_files(folder: Path) -> list[Path]:
     """The NLU files below `folder` in path order; hidden folders and YAML without `nlu:` are left out."""
     found = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
@@ -62,7 +52,7 @@ def is_rasa_file(path: Path) -> bool:
 
 
 def read_rasa_files(paths: Sequence[Path]) -> NLUData:
-    """Several NLU files as one; of two values for one written form (lower case) the later one counts, as in Rasa."""
+    """NLU files as one unsplit train part; of two values for one written form the later counts, as in Rasa."""
     reader = _Reader()
     for path in paths:
         reader.read(path, optional=len(paths) > 1)
@@ -129,9 +119,7 @@ class _Reader:
         else:
             text, entities = parse_annotations(example, path=self.path, line=line)
             self.messages.append(Message(text, name, entities))
-            for entity in entities:
-                if entity.value:
-                    self.synonyms[text[entity.start : entity.end].strip().lower()] = entity.value
+            self.synonyms |= entity_synonyms(self.messages[-1:])  # in file order: a later `synonym` item counts more
 
     def examples(self, node: yaml.Node) -> Iterator[tuple[int, str]]:
         """Line number and text of each example of a `|` block or of a list."""

@@ -2,7 +2,7 @@
 
 seq.in    fly to new york            text = the words joined by one blank, spans are characters of that text
 seq.out   O O B-toloc I-toloc        an I- without its B- opens an entity (seqeval's rule)
-label     atis_flight                the intent, kept whole (`a#b` is one intent)
+label     atis_flight                the intent, kept whole (`a#b` is one intent; a tag must not have a `#`)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flyweight.data.messages import Message
-from flyweight.data.source import read_text, shown
+from flyweight.data.source import NO_HASH, read_text, shown
 from flyweight.data.tags import Span, tags_to_spans
 from flyweight.errors import DataError
 
@@ -53,6 +53,8 @@ def _message(folder: Path, line: int, text: str, tag_line: str, label: str) -> M
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
             found, allowed = f"tag {shown(tag)}", "allowed: O, B-name, I-name"
             raise DataError(found, allowed=allowed, path=folder / "seq.out", line=line)
+        if "#" in tag:
+            raise DataError(f"tag {shown(tag)}", allowed=NO_HASH, path=folder / "seq.out", line=line)
     return Message(" ".join(words), intent, tuple(tags_to_spans(_spans(words), tags)))
 
 

@@ -2,6 +2,7 @@
 
 read_text(path)                 UTF-8 text (a BOM is dropped), or one DataError with the line of the bad byte
 entity_attributes(item, ...)    entity, value, role, group out of a JSON object, as strings
+entity_synonyms(messages)       written form in lower case -> value, of the entities that have one
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from flyweight.data.messages import Entity
+from flyweight.data.messages import Entity, Message
 from flyweight.errors import DataError
 
 ENTITY_KEYS = ("entity", "value", "role", "group")
+NO_HASH = "allowed: names without '#', which joins entity, role and group in tags"
 _SURROGATE = re.compile("[\ud800-\udfff]")  # "\ud83d" alone is legal JSON, but no text: it cannot be written as UTF-8
 
 
@@ -42,7 +44,8 @@ def is_text(value: object) -> bool:
 def entity_attributes(item: object, *, path: Path, line: int) -> dict[str, str]:
     """`entity` and, where given, `value`, `role`, `group` of a JSON object; numbers become strings.
 
-    Raises DataError for anything else: no object, no or an empty entity name, unknown keys, other types.
+    Raises DataError for anything else: no object, no or an empty entity name, unknown keys, other types, and for a `#`
+    in a name: Entity.label would be another entity's.
     """
     allowed = 'allowed: {"entity": "city"}, with "value", "role" and "group" where wanted'
     if not isinstance(item, dict):
@@ -60,6 +63,8 @@ def entity_attributes(item: object, *, path: Path, line: int) -> dict[str, str]:
             found = f"the entity's {key} is {shown(value)}"
             raise DataError(found, allowed="allowed: a string", path=path, line=line)
         attributes[key] = str(value).strip()
+        if key != "value" and "#" in attributes[key]:
+            raise DataError(f"the entity's {key} is {shown(attributes[key])}", allowed=NO_HASH, path=path, line=line)
     if not attributes.get("entity"):
         raise DataError("annotation without an entity name", allowed=allowed, path=path, line=line)
     return attributes
@@ -69,6 +74,12 @@ def make_entity(text: str, start: int, end: int, attributes: dict[str, str]) -> 
     """The entity `text[start:end]`; empty attributes and a value equal to the text are left out."""
     value, role, group = (attributes.get(key) or None for key in ENTITY_KEYS[1:])
     return Entity(start, end, attributes["entity"], None if value == text[start:end] else value, role, group)
+
+
+def entity_synonyms(messages: Iterable[Message]) -> dict[str, str]:
+    """Written form (lower case) -> value, of all entities with a value; of two values the later counts, as in Rasa."""
+    found = ((m.text[e.start : e.end], e.value) for m in messages for e in m.entities)
+    return {written.strip().lower(): value for written, value in found if value}
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -3,7 +3,7 @@
     group       all messages with one folded text (Message.folded)
     stratum     all groups of one intent
     held out    floor(share * groups + 1/2) of each stratum, those with the smallest SHA-256(seed, folded text);
-                of an intent that would go whole, the text with the largest stays
+                of an intent or an entity label that would go whole, the text with the largest stays
 
 A hash in place of a shuffle makes the split a property of the text: it depends neither on the order of the messages
 nor on Python's hash seed, and a new message moves few others.
@@ -23,7 +23,8 @@ from flyweight.errors import ConfigError
 def split(messages: Iterable[Message], share: float, seed: int) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """`(kept, held_out)`, each in the order of the input; `share` of each intent's distinct texts is held out.
 
-    No intent is held out whole: one with a single distinct text is kept. Raises ConfigError unless 0 <= share < 1.
+    No intent and no entity label is held out whole: one with a single distinct text is kept.
+    Raises ConfigError unless 0 <= share < 1.
     """
     check_share("share", share)
     messages = tuple(messages)
@@ -55,11 +56,13 @@ def _stratum(group: list[Message]) -> str:
 
 
 def _rescued(groups: dict[str, list[Message]], held: set[str], seed: int) -> set[str]:
-    """Texts to keep after all: one of each intent that would be held out whole."""
-    homes: dict[str | None, list[str]] = defaultdict(list)
+    """Texts to keep after all: one of each intent and of each entity label that would be held out whole."""
+    homes: dict[tuple[str, str | None], list[str]] = defaultdict(list)
     for folded, group in groups.items():
-        for intent in {m.intent for m in group}:
-            homes[intent].append(folded)
+        intents = {("intent", m.intent) for m in group}
+        labels = {("label", e.label) for m in group for e in m.entities}
+        for name in intents | labels:
+            homes[name].append(folded)
     return {max(texts, key=lambda t: _rank(t, seed)) for texts in homes.values() if all(t in held for t in texts)}
 
 

@@ -96,7 +96,7 @@ def _column(names: Sequence[str], wanted: str | None, known: Sequence[str], kind
     found = f"no {kind} column among {listed(names)}"
     if wanted is not None:
         found = f"no column {shown(wanted)} among {listed(names)}"
-    allowed = f"allowed: {', '.join(known)}, or {kind}_column=... to name another"
+    allowed = f"allowed: {', '.join(known)}, or name it with {kind}_column (--{kind}-column)"
     raise DataError(found, allowed=allowed, path=path, line=line)
 
 

@@ -147,6 +147,10 @@ class Encoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, T) int64, mask (B, T) bool, True for real tokens -> (B, T, D)."""
+        return self.hidden_states(ids, mask)[-1]
+
+    def hidden_states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
+        """What every layer sees and the last one gives: embeddings, then the output of each layer, each (B, T, D)."""
         T = ids.shape[1]
         x = self.norm(self.words(ids) + self.positions.weight[:T])
         x = F.dropout(x, self.dropout, self.training)
@@ -155,6 +159,7 @@ class Encoder(nn.Module):
         if self.config.relative_buckets:
             table = relative_buckets(T, self.config.relative_buckets, self.config.relative_max_distance)
             buckets = torch.from_numpy(table).to(x.device)
+        states = [x]
         for layer in self.layers:
-            x = layer(x, additive, buckets, self.dropout)
-        return x
+            states.append(layer(states[-1], additive, buckets, self.dropout))
+        return states

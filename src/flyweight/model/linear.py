@@ -20,7 +20,7 @@ Activations = Literal["float", "int8"]
 def quantize_activations(x: Tensor) -> Tensor:
     """Round each token's vector to int8 steps and back: the engine's dynamic activation quantizer.
 
-    inv = 127 / absmax(x[t]), 0 when absmax < 2^-100;  q = round-half-even(x * inv) in [-127, 127];  returns q / inv.
+    inv = 127 / absmax(x[t]), 0 when absmax < 2^-100; q = round-half-even(x * inv) in [-127, 127]; q * absmax / 127.
     x (..., D) float32 -> the same shape. Computed in float32 whatever the autocast.
     """
     x = x.float()

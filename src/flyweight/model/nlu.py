@@ -192,7 +192,7 @@ class NLUModel(nn.Module):
 
     def save(self, folder: str | Path) -> Path:
         """Write config.json, model.safetensors and tokenizer.json; packed matrices stay packed."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,10 +203,14 @@ class NLUModel(nn.Module):
             weights[name] = entry | {"activations": activations}
             arrays |= {f"{name}.{part}": np.ascontiguousarray(a) for part, a in parts.items()}
         config = {"flyweight_model": 1, **self.describe(), "weights": weights, "card": asdict(self.card)}
-        save_file(arrays, str(folder / "model.safetensors.tmp"))
-        (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
-        (folder / "tokenizer.json").write_text(self.tokenizer.source, encoding="utf-8")
+        # config.json last: a folder that has one is complete.
+        for name, content in (
+            ("model.safetensors", save(arrays)),
+            ("tokenizer.json", self.tokenizer.source.encode()),
+            ("config.json", json.dumps(config, indent=1).encode()),
+        ):
+            (folder / f"{name}.part").write_bytes(content)
+            (folder / f"{name}.part").replace(folder / name)
         return folder
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 
 from flyweight.answers import Answer, Answerer
 from flyweight.data.messages import Message
+from flyweight.errors import ConfigError
 from flyweight.measure.latency import Latency, compare, ratio, single_thread
 from flyweight.measure.memory import disk_bytes
 from flyweight.measure.quality import Quality, evaluate_answers
@@ -31,23 +32,39 @@ class Contender:
     path: Path | None = None
     child: bool = True
 
+    @property
+    def tags_entities(self) -> bool:
+        """Has it an entity head? A model's labels say so; what has no labels (the classic line) answers intents."""
+        labels = getattr(self.model, "labels", None)
+        return labels is not None and bool(labels.entity_labels)
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. speedup: parent's mean time / this one's; None where time was not measured."""
+    """One line of the table.
+
+    tags_entities: it has an entity head. speedup: parent's mean time / this one's; None where time was not measured.
+    """
 
     name: str
     engine: str
+    tags_entities: bool
     quality: Quality
     size_bytes: int | None
     latency: Latency | None
     speedup: float | None
+
+    @property
+    def scores_spans(self) -> bool:
+        """Is there a span F1 to show? An entity head that finds none of the gold spans has one: 0."""
+        return self.tags_entities and self.quality.n_gold_spans + self.quality.n_predicted_spans > 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, flips included."""
         return {
             "name": self.name,
             "engine": self.engine,
+            "tags_entities": self.tags_entities,
             "quality": self.quality.to_dict(),
             "size_bytes": self.size_bytes,
             "latency": self.latency.to_dict() if self.latency else None,
@@ -58,7 +75,12 @@ class Row:
 def comparison(
     contenders: Sequence[Contender], messages: Sequence[Message], *, n_latency_calls: int = 0, progress: bool = True
 ) -> list[Row]:
-    """Ask every contender every message; time them interleaved on one thread if n_latency_calls > 0."""
+    """Ask every contender every message; time them interleaved on one thread if n_latency_calls > 0.
+
+    Errors: ConfigError when two contenders to be timed have one name.
+    """
+    if n_latency_calls:
+        check_names([c.name for c in contenders])
     texts = [m.text for m in messages]
     answers: list[list[Answer]] = []
     with bar("asking", len(texts) * len(contenders), show=progress) as advance:
@@ -78,8 +100,16 @@ def comparison(
         quality = evaluate_answers(found, messages, against=answers[0] if i and c.child else None)
         latency = timed.get(c.name)
         speedup = ratio(timed[contenders[0].name], latency).of_means if latency else None
-        rows.append(Row(c.name, c.engine, quality, disk_bytes(c.path) if c.path else None, latency, speedup))
+        size_bytes = disk_bytes(c.path) if c.path else None
+        rows.append(Row(c.name, c.engine, c.tags_entities, quality, size_bytes, latency, speedup))
     return rows
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse a name that is given twice: times are kept by name. Errors: ConfigError."""
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise ConfigError(f"{twice[0]} is given twice; allowed: each model once")
 
 
 def ask_one(model: Answerer) -> Callable[[str], object]:

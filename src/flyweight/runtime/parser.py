@@ -11,7 +11,7 @@ import numpy as np
 from flyweight.answers import Answer, Labels
 from flyweight.artifact import Artifact, read
 from flyweight.errors import ArtifactError, CheckpointError, ParityError
-from flyweight.runtime.reference import GoldenCheck, Reference, check_model, largest_difference
+from flyweight.runtime.reference import GoldenCheck, Reference, check_model, rms_difference
 from flyweight.tokenizer import Tokenizer
 
 
@@ -70,7 +70,7 @@ class Parser:
             pairs.append((np.concatenate([t for _, t in found if t is not None]), self.artifact.array("golden.tags")))
         if any(a.shape != b.shape for a, b in pairs):
             raise ArtifactError(f"{self.artifact.path}: golden logits have other shapes than the model's; export again")
-        return GoldenCheck(largest_difference([a for a, _ in pairs], [b for _, b in pairs]), tolerance)
+        return GoldenCheck(rms_difference([a for a, _ in pairs], [b for _, b in pairs]), tolerance)
 
 
 def load(path: str | Path, *, check: bool = True) -> Parser:
@@ -83,7 +83,7 @@ def load(path: str | Path, *, check: bool = True) -> Parser:
         golden = parser.check_golden()
         if not golden.passed:
             raise ParityError(
-                f"{path}: golden samples differ by {golden.largest:.3g}, allowed is {golden.tolerance:.3g}; "
+                f"{path}: golden samples differ by {golden.difference:.3g} (RMS), allowed is {golden.tolerance:.3g}; "
                 "the file or this installation is damaged: run flyweight verify, or export again"
             )
     return parser

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flyweight.answers import Answer
 from flyweight.data.messages import Message, fingerprint
@@ -36,6 +36,7 @@ from flyweight.progress import bar
 from flyweight.tokenizer import Encoded
 from flyweight.training.losses import Batch, Loss, labels_loss
 
+CHECKPOINT = "training.pt"
 BUCKET_BATCHES = 50  # batches whose messages are sorted by length together
 SAVE_SECONDS = 300.0  # between two saves within an epoch
 AUTO_STEPS = 3000  # steps aimed at when epochs is not given ...
@@ -64,17 +65,26 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         checks = {
-            "epochs": (self.epochs is None or self.epochs >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < 1, "above 0 and below 1"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "dropout": (0 <= self.dropout < 1, "from 0 to below 1"),
-            "clip": (self.clip > 0, "above 0"),
+            "epochs": (self.epochs is None or _whole(self.epochs, 1), "none, or a whole number of at least 1"),
+            "learning_rate": (_number(self.learning_rate) and 0 < self.learning_rate < 1, "above 0 and below 1"),
+            "batch_size": (_whole(self.batch_size, 1), "a whole number of at least 1"),
+            "warmup": (_number(self.warmup) and 0 <= self.warmup < 1, "from 0 to below 1"),
+            "weight_decay": (_number(self.weight_decay) and self.weight_decay >= 0, "at least 0"),
+            "dropout": (_number(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1"),
+            "clip": (_number(self.clip) and self.clip > 0, "above 0"),
+            "seed": (_whole(self.seed, 0) and self.seed < 2**63, "a whole number from 0 to below 2^63"),
         }
         for name, (fine, allowed) in checks.items():
             if not fine:
-                raise ConfigError(f"training setting {name} is {getattr(self, name)}; allowed: {allowed}")
+                raise ConfigError(f"training setting {name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+
+def _whole(value: object, low: int) -> bool:
+    return type(value) is int and value >= low
+
+
+def _number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,8 @@ def fit(
     """Train `model` in place and return it with the weights of its best validation epoch (the last without one).
 
     Packed matrices become float first. `folder` keeps `training.pt`: a run with the same settings and messages goes on
-    from there after Ctrl-C and ends with the same bits. Raises KeyboardInterrupt after saving.
+    from there after Ctrl-C and ends with the same bits. It stays until `forget(folder)`, for the caller to save the
+    result first. Raises KeyboardInterrupt after saving; ConfigError if the folder holds another training's checkpoint.
     """
     settings = settings or TrainingSettings()
     if not train:
@@ -120,9 +131,14 @@ def fit(
                     raise KeyboardInterrupt
                 advance(1, note=f"loss {value:.3f}{run.score_note()}")
         run.take_best()
-    run.forget()
+        run.save()  # complete: whoever keeps the result calls `forget`, so that nothing is lost before
     model.to("cpu").eval()
     return model
+
+
+def forget(folder: str | Path) -> None:
+    """The result of a training is safe: its checkpoint is no longer needed."""
+    (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
 
 
 def pick_device(device: str) -> torch.device:
@@ -214,7 +230,7 @@ class _Run:
         self.n_steps = (settings.epochs or auto) * self.steps_per_epoch
         self.step = 0
         self.best: dict[str, Any] = {"score": (-1.0, 0.0), "epoch": 0, "state": None}
-        self.file = Path(folder) / "training.pt" if folder else None
+        self.file = Path(folder) / CHECKPOINT if folder else None
         self.identity = self._identity(train, validation) if folder else ""
         self.saved_at = time.monotonic()
         self.order: list[list[int]] = []
@@ -333,7 +349,7 @@ class _Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": {**self.best, "score": list(self.best["score"])},
-            "rng": torch.get_rng_state(),
+            "rng": _rng_states(self.device),
         }
         torch.save(state, self.file.with_suffix(".tmp"))
         self.file.with_suffix(".tmp").replace(self.file)
@@ -345,23 +361,40 @@ class _Run:
             return
         try:
             state: dict[str, Any] = torch.load(self.file, map_location=self.device, weights_only=True)
-        except Exception:  # a torn or foreign file: start anew, it will be overwritten
-            return
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:80]
+            raise ConfigError(f"{self.file} cannot be read ({reason}); delete it to train anew") from error
         if state.get("identity") != self.identity:
-            return
+            raise ConfigError(
+                f"{self.file} belongs to a training with other settings or messages; "
+                "choose another folder, or delete it to train anew"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
         self.best["score"] = tuple(self.best["score"])
-        torch.set_rng_state(state["rng"].cpu())
+        _set_rng_states(self.device, [s.cpu() for s in state["rng"]])
         if self.step % self.steps_per_epoch:
             rng = np.random.default_rng([self.settings.seed, self.step // self.steps_per_epoch])
             self.order = list(batches(self.examples, self.settings.batch_size, rng))
 
-    def forget(self) -> None:
-        """The training is complete: its checkpoint is no longer needed."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
+
+def _rng_states(device: torch.device) -> list[Tensor]:
+    """The CPU's random state and, elsewhere, the device's: dropout draws from it."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def _set_rng_states(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])
 
 
 @contextmanager

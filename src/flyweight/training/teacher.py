@@ -18,7 +18,7 @@ from flyweight.model.encoder import Encoder
 from flyweight.model.nlu import Card, IntentHead, NLUModel, Pooling
 from flyweight.model.small import MAX_POSITIONS, VOCABULARY, small_config, train_tokenizer
 from flyweight.tokenizer import Tokenizer
-from flyweight.training.loop import TrainingSettings, fit
+from flyweight.training.loop import TrainingSettings, fit, forget
 
 SMALL_RATE = 1e-3  # peak learning rate of `small`, trained from scratch
 SMALL_EPOCHS = 60
@@ -50,6 +50,7 @@ def train(
     calibrate(model, data.validation)
     if out is not None:
         model.save(out)
+        forget(out)
     return model
 
 
