@@ -5,15 +5,15 @@
 Per set and seed: the teacher is trained (or found, see teachers.py), compressed, written as .fly; every model
 answers every test message. Losses are against the teacher in PyTorch fp32, with a 95% paired bootstrap interval.
 Latency: batch 1, one thread, tokenizer included, interleaved; the .fly files are run by the NumPy reference as yet.
-Writes benchmarks/results/real_data.json. Flips are printed; the file keeps only their numbers and labels, since the
-messages belong to their authors.
+Writes benchmarks/results/real_data.json after every run: runs of the same set, base and seed are replaced, others stay,
+losses are computed again over all seeds there. Flips are printed; the file keeps only their numbers and labels, since
+the messages belong to their authors.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -81,24 +81,22 @@ def _row(row: Row, index: dict[str, int]) -> dict[str, Any]:
 
 
 def losses(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Loss of each file on each set: mean over seeds, the widest interval of the seeds, the verdict on its bound."""
+    """Loss of each file on each set: mean over seeds, and the verdict on its bound.
+
+    The interval is the mean of the seeds' intervals: the interval of the mean itself can only be narrower.
+    """
     found = []
-    for name in dict.fromkeys(run["set"] for run in runs):
+    for name, base in dict.fromkeys((run["set"], run["base"]) for run in runs):
+        rows = [row for run in runs if (run["set"], run["base"]) == (name, base) for row in run["rows"]]
         for label in RECIPES:
-            for metric in METRICS.get(name, ("intent_macro_f1",)):
-                of_seed = [
-                    row["quality"]["losses"][metric]
-                    for run in runs
-                    if run["set"] == name
-                    for row in run["rows"]
-                    if row["name"] == label
-                ]
-                mean = {k: float(np.mean([loss[k] for loss in of_seed])) for k in ("parent", "child", "loss_percent")}
-                low, high = min(x["low_percent"] for x in of_seed), max(x["high_percent"] for x in of_seed)
-                loss = Loss(**mean, low_percent=low, high_percent=high)
+            for metric in METRICS[name]:
+                of_seed = [row["quality"]["losses"][metric] for row in rows if row["name"] == label]
+                fields = ("parent", "child", "loss_percent", "low_percent", "high_percent")
+                loss = Loss(**{k: float(np.mean([x[k] for x in of_seed])) for k in fields})
                 found.append(
                     {
                         "set": name,
+                        "base": base,
                         "file": label,
                         "metric": metric,
                         "seeds": len(of_seed),
@@ -117,11 +115,10 @@ def main() -> None:
     parser.add_argument("--base", default="minilm")
     parser.add_argument("--calls", type=int, default=300, help="timed calls a model")
     chosen = parser.parse_args()
-    runs = []
     for name in chosen.sets:
         for seed in chosen.seeds:
-            runs.append(measure(name, chosen.base, seed, chosen.calls))
-            for row in runs[-1]["rows"]:
+            run = measure(name, chosen.base, seed, chosen.calls)
+            for row in run["rows"]:
                 q, ms = row["quality"], row["latency"]["mean_ms"] if row["latency"] else float("nan")
                 print(
                     f"{name} seed {seed} {row['name']:14} macro-F1 {q['intent_macro_f1']:.4f} "
@@ -129,17 +126,28 @@ def main() -> None:
                     f"bytes {row['size_bytes']} ms {ms:.2f}",
                     flush=True,
                 )
-    result = {"machine": machine(), "threads": 1, "engine": "numpy reference", "runs": runs, "losses": losses(runs)}
-    for loss in result["losses"]:
+            if name in SETS:
+                keep(run)
+    if not RESULTS.exists():
+        return
+    for loss in json.loads(RESULTS.read_text(encoding="utf-8"))["losses"]:
         print(
-            f"{loss['set']:12} {loss['file']:12} {loss['metric']:16} {loss['parent']:.4f} -> {loss['child']:.4f} "
+            f"{loss['set']:12} {loss['file']:12} {loss['metric']:16} seeds {loss['seeds']} "
+            f"{loss['parent']:.4f} -> {loss['child']:.4f} "
             f"loss {loss['loss_percent']:+.3f}% [{loss['low_percent']:+.3f}, {loss['high_percent']:+.3f}] "
             f"bound {loss['bound_percent']}%: {loss['verdict']}"
         )
-    if set(chosen.sets) == set(SETS):
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    else:
-        print(f"{RESULTS.name} is written only for all of {', '.join(SETS)}", file=sys.stderr)
+
+
+def keep(run: dict[str, Any]) -> None:
+    """Put one run into the results."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": []}
+    same = [(r["set"], r["base"], r["seed"]) != (run["set"], run["base"], run["seed"]) for r in found["runs"]]
+    runs = [r for r, other in zip(found["runs"], same, strict=True) if other] + [run]
+    runs.sort(key=lambda r: (SETS.index(r["set"]), r["base"], r["seed"]))
+    result = {"machine": machine(), "threads": 1, "engine": "numpy reference", "runs": runs, "losses": losses(runs)}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

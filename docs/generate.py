@@ -55,12 +55,12 @@ def losses_table() -> str:
     """Loss of each file against its teacher, with interval and verdict."""
     found = json.loads((RESULTS / "real_data.json").read_text(encoding="utf-8"))
     lines = [
-        "| data | file | metric | teacher | file | loss | 95% interval | bound | |",
-        "|---|---|---|--:|--:|--:|--:|--:|---|",
+        "| data | file | metric | seeds | teacher | file | loss | 95% interval | bound | |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for x in found["losses"]:
         lines.append(
-            f"| {TITLES[x['set']]} | {x['file']} | {x['metric']} | {x['parent']:.4f} | {x['child']:.4f} "
+            f"| {TITLES[x['set']]} | {x['file']} | {x['metric']} | {x['seeds']} | {x['parent']:.4f} | {x['child']:.4f} "
             f"| {x['loss_percent']:+.2f}% | {x['low_percent']:+.2f} to {x['high_percent']:+.2f} "
             f"| {x['bound_percent']}% | {x['verdict']} |"
         )
@@ -95,7 +95,7 @@ def technique_table() -> str:
 
     lines = ["| technique | what it does | settings |", "|---|---|---|"]
     for name, cls in TECHNIQUES.items():
-        first = (sys.modules[cls.__module__].__doc__ or "").splitlines()[0]
+        first = (sys.modules[cls.__module__].__doc__ or "").splitlines()[0].partition(": ")[2]
         settings = ", ".join(f"`{f.name}={f.default}`" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
         lines.append(f"| `{name}` | {first} | {settings} |")
     return "\n".join(lines)

@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 from safetensors.numpy import load_file
 
 import flyweight
 from flyweight import demo as demo_module
+from flyweight.cli import answer, show
 from flyweight.cli.main import app, run
 from flyweight.data.load import load_data
 from flyweight.data.messages import Message, NLUData
@@ -61,6 +64,14 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return do
 
 
+def cells_of(printed: str) -> list[list[str]]:
+    """Rows of the last table, at a width at which nothing folds."""
+    lines = printed.splitlines()
+    rule = max(i for i, line in enumerate(lines) if line and set(line) == {"─"})
+    rows = [re.split(r" {2,}", line.strip()) for line in lines[rule + 1 :]]
+    return [row for row in rows if len(row) == len(rows[0])]
+
+
 def command(*arguments: object) -> list[str]:
     """The same as its own process."""
     return [sys.executable, "-c", "from flyweight.cli.main import main; main()", *map(str, arguments)]
@@ -93,6 +104,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_data: NLUData) -> Place
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stdout", out)
             patch.setattr("sys.stderr", err)
+            patch.setattr(show, "PIPE_WIDTH", 200)
             code = run([str(a) for a in arguments])
         assert code == 0, err.getvalue()
         made.log.append(Done(code, out.getvalue(), err.getvalue()))
@@ -129,12 +141,16 @@ def test_every_verb_is_tested_here() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_has_examples(verb: str, flag: str, call: Call) -> None:
+def test_help_has_examples(verb: str, flag: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     done = call(verb, flag)
     assert (done.code, done.err) == (0, "")
     examples = re.findall(rf"^\W*(flyweight {verb}\b.*)$", done.out, re.MULTILINE)
     assert len(examples) >= 2
     assert "Usage: flyweight" in done.out
+    command: Any = typer.main.get_command(app)
+    written = [line for line in command.commands[verb].help.splitlines() if line.startswith("flyweight ")]
+    assert [e.strip() for e in examples] == written  # none is broken over two lines
 
 
 def test_help_of_the_whole_and_version(call: Call) -> None:
@@ -142,6 +158,7 @@ def test_help_of_the_whole_and_version(call: Call) -> None:
         done = call(*arguments)
         assert (done.code, done.err) == (0, "")
         assert all(re.search(rf"^\W*{verb}\b", done.out, re.MULTILINE) for verb in VERBS)
+        assert len(re.findall(r"^ flyweight \w+ .+$", done.out, re.MULTILINE)) >= 2
     assert call("--version") == Done(0, f"flyweight {flyweight.__version__}\n", "")
 
 
@@ -151,6 +168,10 @@ def test_help_of_the_whole_and_version(call: Call) -> None:
         (["train"], "flyweight train: Missing argument"),
         (["train", "x.csv"], "flyweight train: Missing option '--out'"),
         (["train", "x.csv", "--out", "y", "--epochs", "two"], "flyweight train: Invalid value for '--epochs'"),
+        (["train", "x.csv", "--out", "y", "--seed", "-1"], "flyweight train: Invalid value for '--seed'"),
+        (["train", "x.csv", "--out", "y", "--seed", "1.5"], "flyweight train: Invalid value for '--seed'"),
+        (["train", "x.csv", "--out", "y", "--seed", str(2**63)], "flyweight train: Invalid value for '--seed'"),
+        (["compress", "b", "x.csv", "--out", "y", "--seed", "-1"], "flyweight compress: Invalid value for '--seed'"),
         (["parse"], "flyweight parse: Missing argument"),
         (["bench"], "flyweight bench: Missing argument"),
         (["inspect", "a.fly", "b.fly"], "flyweight inspect: Got unexpected extra argument"),
@@ -177,18 +198,22 @@ def test_wrong_usage_is_2(arguments: list[str], message: str, call: Call) -> Non
         ("train BAD --out NEW --base small", r"bad\.csv:3: row with 1 fields, the header has 2; allowed: as many"),
         ("train CSV --out TEACHER", "already holds a model; choose another --out, or add --overwrite"),
         ("train CSV --out NEW --base nosuch", "base 'nosuch' is no folder here; allowed: minilm, small,"),
-        ("train CSV --out NEW --base small --epochs 0", "training setting epochs is 0; allowed: at least 1"),
+        ("train CSV --out NEW --base small --epochs 0", "training setting epochs is 0; allowed: none, or a whole"),
         ("train CSV --out NEW --base small --pooling max", "pooling is 'max'; allowed: mean, cls, cls"),
         ("train CSV --out NEW --base small --max-tokens 2", "max_tokens is 2; at least 4"),
         ("train CSV --out NEW --base small --test 1.5", r"test is 1\.5; allowed: a share of the messages"),
         ("train CSV --out NEW --base small --device toaster", "device 'toaster' is .*; allowed: auto, cpu"),
-        ("train CSV --out NEW --intent-column mood", "no column 'mood' among 'text', 'intent'"),
+        ("train CSV --out NEW --intent-column mood", "no column 'mood' among 'text', 'intent'; .*--intent-column"),
         ("compress TEACHER CSV --out NEW.fly", "give either --technique .* or --recipe"),
         ("compress TEACHER CSV --out NEW.fly -t int8 --recipe CSV", "give either --technique .* or --recipe"),
         ("compress TEACHER CSV --out NEW.fly -t int4", "technique 'int4' is unknown; allowed: int8, codebook"),
         ("compress TEACHER CSV --out NEW.fly -t int8:bits=4", "int8 has no setting 'bits'; allowed: granularity"),
         ("compress TEACHER CSV --out NEW.fly -t codebook:encoder=1", "codebook: encoder is 1; allowed: none, or"),
         ("compress TEACHER CSV --out NEW.fly --recipe NONE", "none.csv does not exist; name a YAML file"),
+        ("compress TEACHER CSV --out TEACHER/ -t int8", "--out is .*bot, the model that is to be compressed"),
+        ("compress TEACHER CSV --out TEACHER -t int8 --overwrite", "--out is .*bot, the model that is to be"),
+        ("compress TEACHER CSV --out INT8 -t int8", "already holds a model; choose another --out, or add --overwrite"),
+        ("compress TEACHER CSV --out PARENT -t int8", "already holds files; choose another --out, or add --overwrite"),
         ("compress NONE CSV --out NEW.fly -t int8", "config.json is missing; a model folder is what"),
         ("compress TEACHER NONE --out NEW.fly -t int8", "none.csv: no such file or folder"),
         ("evaluate NONE.fly CSV", r"none\.csv\.fly does not exist; name a \.fly file"),
@@ -197,6 +222,7 @@ def test_wrong_usage_is_2(arguments: list[str], message: str, call: Call) -> Non
         ("evaluate INT8 CSV --against NONE", "config.json is missing; a model folder is what"),
         ("bench INT8 --data NONE", "none.csv: no such file or folder"),
         ("bench INT8 --data CSV --calls 0", "--calls is 0; allowed: at least 1"),
+        ("bench INT8 TEACHER INT8 --data CSV", r"int8\.fly is given twice; allowed: each model once"),
         ("bench DAMAGED --data CSV", r"damaged\.fly"),
         ("parse NONE.fly hi", r"none\.csv\.fly does not exist; name a \.fly file"),
         ("parse CSV hi", r"nlu\.csv: header of \d+ bytes in a file of \d+; truncated, or no \.fly file"),
@@ -209,7 +235,7 @@ def test_wrong_usage_is_2(arguments: list[str], message: str, call: Call) -> Non
 )  # fmt: skip
 def test_errors_are_one_line_and_1(arguments: str, message: str, place: Place, tmp_path: Path, call: Call) -> None:
     names = {"NONE": tmp_path / "none.csv", "NEW": tmp_path / "new", "CSV": place.csv, "TEACHER": place.teacher}
-    names |= {"INT8": place.int8, "BAD": tmp_path / "bad.csv"}
+    names |= {"INT8": place.int8, "PARENT": place.teacher.parent, "BAD": tmp_path / "bad.csv"}
     names["BAD"].write_text("text,intent\nhello,greet\nno comma here\n")
     whole = place.int8.read_bytes()
     at = len(whole) - 64 * 400  # in the weights of the last layers
@@ -251,6 +277,17 @@ def test_our_own_mistakes_are_not_hidden(call: Call, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("flyweight.runtime.parser.load", fail)
     with pytest.raises(ZeroDivisionError):
         call("parse", "x.fly", "hi")
+
+
+@pytest.mark.parametrize("code", [0, 3, None, "words"])
+def test_exits_of_others_are_left_alone(code: object, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*_: object, **__: object) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("flyweight.runtime.parser.load", leave)
+    with pytest.raises(SystemExit) as raised:
+        call("parse", "x.fly", "hi")
+    assert raised.value.code == code
 
 
 # train, compress -----------------------------------------------------------------------------------------------------
@@ -322,9 +359,11 @@ def test_compress_says_what_it_measured(place: Place) -> None:
     assert place.int8.stat().st_size < 0.4 * (place.teacher / "model.safetensors").stat().st_size
     table = place.log[2].out
     assert f"{place.codes}: measured on {len(data.validation)} validation messages" in table
-    rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in table.splitlines() if line.startswith("│")]
-    assert [row[0] for row in rows] == ["codebook", "int8"]
-    assert rows[0][-1] == "encoder=4, embeddings=4, heads=None, granularity=row, activations=int8"
+    assert [row[0] for row in cells_of(table)] == ["codebook encoder=4 embeddings=4 heads=none", "int8"]
+    assert re.search(r"^int8: loss of macro-F1 \S+% \(95% interval \S+% to \S+%\)$", table, re.MULTILINE)
+    assert "span" not in table  # the data have no entities
+    n = sum(part != "heads" for _, _, part in NLUModel.load(place.teacher).matrices())
+    assert place.log[2].err.splitlines()[0] == f"note: int8 packs again what codebook had packed: {n} matrices"
     assert all(line.startswith(("k-means: ", "measuring ", "note: ")) for line in place.log[2].err.splitlines())
 
 
@@ -335,7 +374,13 @@ def test_compress_by_a_recipe_into_a_folder(place: Place, tmp_path: Path, call: 
     again = NLUModel.load(tmp_path / "m")
     assert save(again, tmp_path / "m.fly").stat().st_size == pytest.approx(place.int8.stat().st_size, abs=128)
     assert [s.get("technique", "training") for s in again.card.steps] == ["training", "int8"]
-    assert call("compress", tmp_path / "m", place.csv, "-t", "int8", "--out", tmp_path / "n.fly").code == 0
+    again = ["compress", tmp_path / "m", place.csv, "-t", "int8", "--out", tmp_path / "n.fly"]
+    assert call(*again).code == 0
+    made = (tmp_path / "n.fly").stat().st_mtime_ns
+    assert call(*again).code == 1
+    assert (tmp_path / "n.fly").stat().st_mtime_ns == made
+    assert call(*again, "--overwrite").code == 0
+    assert (tmp_path / "n.fly").stat().st_mtime_ns > made
 
 
 # evaluate ------------------------------------------------------------------------------------------------------------
@@ -345,8 +390,10 @@ def test_evaluate_against_the_parent(place: Place, call: Call) -> None:
     done = call("evaluate", place.codes, place.csv, "--against", place.teacher, "--json")
     assert done.code == 0
     found = json.loads(done.out)
-    n_test = len(load_data(place.csv).test)
-    assert found["messages"] == f"{n_test} test messages, held out of {place.csv}"
+    data = load_data(place.csv)
+    n_test, n_seen = len(data.test), len(data.train + data.validation)
+    unseen = f"{n_test} messages of {place.csv} that the model has not seen ({n_seen} were trained on, left out)"
+    assert found["messages"] == unseen
     assert [m["name"] for m in found["models"]] == [str(place.teacher), str(place.codes), "TF-IDF + SVM"]
     assert [m["engine"] for m in found["models"]] == ["PyTorch", "numpy", "scikit-learn"]
     parent, child, svm = (m["quality"] for m in found["models"])
@@ -359,7 +406,7 @@ def test_evaluate_against_the_parent(place: Place, call: Call) -> None:
     shown = call("evaluate", place.codes, place.csv, "--against", place.teacher)
     assert shown.code == 0
     loss = child["losses"]["intent_macro_f1"]
-    assert f"loss of intent_macro_f1: {loss['loss_percent']:+.3f}% (95% interval " in shown.out
+    assert f"loss of macro-F1 {loss['loss_percent']:+.3f}% (95% interval " in shown.out
     assert shown.out.count("flip: ") == min(10, child["n_flips"])
     assert f"{child['intent_macro_f1']:.4f}" in shown.out
     without = call("evaluate", place.codes, place.csv, "--no-classic", "--json")
@@ -368,7 +415,7 @@ def test_evaluate_against_the_parent(place: Place, call: Call) -> None:
 
 @pytest.mark.parametrize("model", ["teacher", "int8"])
 def test_which_messages_a_model_is_judged_on(model: str, place: Place, tmp_path: Path, call: Call) -> None:
-    """The part held out of its own source; all of a source it never saw, and no rival is trained on those."""
+    """What it has not seen of any source without a test part; a rival is trained on what it has seen of it."""
     path = getattr(place, model)
     data = load_data(place.csv)
 
@@ -378,14 +425,28 @@ def test_which_messages_a_model_is_judged_on(model: str, place: Place, tmp_path:
         found = json.loads(done.out)
         return found["messages"], [m["name"] for m in found["models"]]
 
-    assert judged(place.csv)[0] == f"{len(data.test)} test messages, held out of {place.csv}"
-    reordered = write_csv(tmp_path / "reordered.csv", data.messages[::-1])  # the same messages are the same source
-    assert judged(reordered)[0] == f"{len(data.test)} test messages, held out of {reordered}"
-    other = write_csv(tmp_path / "other.csv", data.messages[:-1])
-    n = len(data.messages)
-    assert judged(other) == (f"all {n - 1} messages of {other} (the model was not trained on it)", [str(path)])
-    assert judged(place.csv, "--part", "all") == (f"all {n} messages of {place.csv}", [str(path)])
-    assert judged(other, "--part", "test")[0].endswith(f"test messages, held out of {other}")
+    n, n_test, both = len(data.messages), len(data.test), [str(path), "TF-IDF + SVM"]
+    seen = f"that the model has not seen ({n - n_test} were trained on, left out)"
+    assert judged(place.csv) == (f"{n_test} messages of {place.csv} {seen}", both)
+    reordered = write_csv(tmp_path / "reordered.csv", data.messages[::-1])
+    assert judged(reordered)[0] == f"{n_test} messages of {reordered} {seen}"
+    # One message more or less makes no other source of it.
+    more = write_csv(tmp_path / "more.csv", (*data.messages, Message("a message from later", "greet")))
+    assert judged(more) == (f"{n_test + 1} messages of {more} {seen}", both)
+    fewer = write_csv(tmp_path / "fewer.csv", data.messages[:-1])  # the last one is a test message
+    assert judged(fewer) == (f"{n_test - 1} messages of {fewer} {seen}", both)
+    new = write_csv(tmp_path / "new.csv", data.test)
+    assert judged(new) == (f"{n_test} messages of {new} that the model has not seen", [str(path)])
+    old = write_csv(tmp_path / "old.csv", data.train)
+    done = call("evaluate", path, old)
+    assert (done.code, done.err) == (
+        1,
+        f"flyweight: {old}: the model was trained on all {len(data.train)} messages; "
+        "allowed: other messages, or another part: train, validation, test or all\n",
+    )
+    all_of_it = f"all {n} messages of {place.csv}; {n - n_test} of them were trained on"
+    assert judged(place.csv, "--part", "all") == (all_of_it, [str(path)])
+    assert judged(place.csv, "--part", "test") == (f"{n_test} test messages, held out of {place.csv}", both)
     which, models = judged(place.csv, "--part", "validation")
     assert which == f"{len(data.validation)} validation messages, held out of {place.csv}"
     assert models == [str(path)]
@@ -393,7 +454,10 @@ def test_which_messages_a_model_is_judged_on(model: str, place: Place, tmp_path:
     folder.mkdir()
     write_csv(folder / "train.csv", data.train)
     write_csv(folder / "test.csv", data.test[:5])
-    assert judged(folder) == (f"5 test messages, the source's own part of {folder}", [str(path), "TF-IDF + SVM"])
+    assert judged(folder) == (f"5 test messages, the source's own part of {folder}", both)
+    write_csv(folder / "test.csv", data.test[:5] + data.train[:2])
+    leaks = "2 of them were trained on"
+    assert judged(folder)[0] == f"7 test messages, the source's own part of {folder}; {leaks}"
 
 
 def test_the_split_of_the_training_is_used_again(place: Place, tmp_path: Path, call: Call) -> None:
@@ -441,10 +505,16 @@ def test_bench_shows_a_table(place: Place, call: Call, monkeypatch: pytest.Monke
         resident_mb = 12.4
 
     monkeypatch.setattr("flyweight.measure.memory.serving_memory", lambda path: Memory())
+    monkeypatch.setattr(show, "PIPE_WIDTH", 200)
     done = call("bench", place.int8, place.teacher, "--data", place.csv, "--calls", 1)
-    rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in done.out.splitlines() if line.startswith("│")]
-    assert [row[0] for row in rows] == [str(place.int8), str(place.teacher)]
-    assert (rows[0][6], rows[0][-1], rows[1][-1]) == ("1.00x", "12", "-")
+    rows = cells_of(done.out)
+    assert [row[0] for row in rows] == [f"{place.int8} (numpy)", f"{place.teacher} (PyTorch)"]
+    assert (rows[0][5], rows[0][-1], rows[1][-1]) == ("1.00x", "12", "-")
+    monkeypatch.setattr(show, "PIPE_WIDTH", 80)
+    narrow = call("bench", place.int8, place.teacher, "--data", place.csv, "--calls", 1).out
+    assert max(map(len, narrow.splitlines())) <= 80
+    numbers = [re.findall(r" {2,}(\d+\.\d\dx?|\d+|-)(?= |$)", line) for line in narrow.splitlines()]
+    assert [len(n) for n in numbers if n] == [8, 8]
 
 
 def test_doctor(call: Call) -> None:
@@ -452,7 +522,7 @@ def test_doctor(call: Call) -> None:
     assert found["able"]["training (torch)"] is True
     assert "numpy" in found["engine"]
     shown = call("doctor").out
-    assert re.search(r"training \(torch\)\s+│ yes", shown)
+    assert re.search(r"training \(torch\)\s+yes", shown)
 
 
 def test_demo(tiny_data: NLUData, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,8 +531,9 @@ def test_demo(tiny_data: NLUData, tmp_path: Path, call: Call, monkeypatch: pytes
 
     def quick(data: NLUData, base: str, settings: object, out: Path) -> NLUModel:
         assert (data, base, settings) == (small, "minilm", demo_module.SETTINGS)
-        return train(data, "small", TrainingSettings(epochs=1), out=out, progress=False)
+        return train(data, "small", demo_module.SETTINGS, out=out, progress=False)
 
+    monkeypatch.setattr(demo_module, "SETTINGS", TrainingSettings(epochs=1))
     monkeypatch.setattr(demo_module, "load_data", lambda name: small)
     monkeypatch.setattr(demo_module, "train", quick)
     monkeypatch.setattr(demo_module, "N_LATENCY_CALLS", 2)
@@ -482,6 +553,42 @@ def test_demo(tiny_data: NLUData, tmp_path: Path, call: Call, monkeypatch: pytes
     assert f"teacher: found in {tmp_path / 'teacher'}" in again.err
     assert all(f"> {sentence}\n" in again.out for sentence in demo_module.SENTENCES)
     assert f'flyweight parse {tmp_path / "assistant-4bit.fly"} "{demo_module.SENTENCES[0]}"' in again.out
+    monkeypatch.setattr(show, "PIPE_WIDTH", 80)
+    table_80 = call("demo", "--out", tmp_path).out.partition("The .fly files")[0]
+    assert max(map(len, table_80.splitlines())) <= 80
+    for row in table:
+        q = row["quality"]
+        numbers = [f"{q['intent_macro_f1']:.4f}", f"{q['intent_accuracy']:.4f}", f"{q['span_f1']:.4f}"]
+        assert all(n in table_80 for n in numbers[: 3 if row["tags_entities"] else 2])
+
+
+def test_demo_uses_no_other_teacher(tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path, call: Call) -> None:
+    """Another model in out/teacher is neither taken for the demonstration's nor written over."""
+
+    def refused(teacher: NLUModel, data: NLUData, settings: TrainingSettings) -> bool:
+        folder = teacher.save(tmp_path / "teacher")
+        before = (folder / "config.json").read_bytes()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo_module, "SETTINGS", settings)
+            patch.setattr(demo_module, "load_data", lambda name: data)
+            patch.setattr(demo_module, "RECIPES", {})
+            patch.setattr(demo_module, "ClassicClassifier", None)  # what comes after the teacher is of no interest
+            try:
+                done = call("demo", "--out", tmp_path)
+            except AttributeError:
+                return False
+        assert done.code == 1
+        last = f"flyweight: {folder} holds a model that this demonstration did not train (other data or settings); "
+        assert done.err.splitlines()[-1] == last + "choose another --out"
+        assert (folder / "config.json").read_bytes() == before
+        return True
+
+    settings = TrainingSettings(**tiny_model.card.steps[0]["training"])
+    assert not refused(tiny_model, tiny_data, settings)
+    assert refused(tiny_model, tiny_data, replace(settings, seed=settings.seed + 1))
+    assert refused(tiny_model, replace(tiny_data, train=tiny_data.train[:-1]), settings)
+    packed = compress(tiny_model, tiny_data, [Int8()], measure=False, progress=False)
+    assert refused(packed, tiny_data, settings)
 
 
 # parse, inspect, verify ----------------------------------------------------------------------------------------------
@@ -531,7 +638,7 @@ def test_parse_without_message_on_a_terminal(bot: Path, call: Call, monkeypatch:
     assert call("parse", bot) == Done(1, "", said)
 
 
-def test_inspect(place: Place, bot: Path, tiny_data: NLUData, call: Call) -> None:
+def test_inspect(place: Place, bot: Path, tiny_data: NLUData, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(call("inspect", place.codes, "--json").out)
     assert found["size_bytes"] == place.codes.stat().st_size
     assert found["lineage"]["data_fingerprint"] == load_data(place.csv).fingerprint()
@@ -540,16 +647,41 @@ def test_inspect(place: Place, bot: Path, tiny_data: NLUData, call: Call) -> Non
     assert (shown.code, shown.err) == (0, "")
     assert f"{bot.stat().st_size / 1e6:.2f} MB, format 1" in shown.out
     assert "4 intents, 4 entity types" in shown.out
-    rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in shown.out.splitlines() if line.startswith("│")]
-    up = next(row for row in rows if row[0] == "layers.0.ffn.up")
-    # 512 x 128 int8 weights, 512 scales and biases: (65536 + 4096) bytes, 8.5 bits a weight
-    assert up[1:] == ["[512, 128]", "int8", "per=row shift=0", "int8", "8.50", "69.6"]
-    assert {row[0] for row in rows} >= {"file", "encoder", "training", "int8", "golden samples"}
+    n_layers = len(json.loads(call("inspect", bot, "--json").out)["model"]["encoder"]["layers"])
+    up = next(row for row in cells_of(shown.out) if row[0] == f"layers.0-{n_layers - 1}.ffn.up")
+    # 512 x 128 int8 weights, 512 scales and biases: (65536 + 4096) bytes a layer, 8.5 bits a weight
+    assert up[1:] == ["512x128", "int8 per=row shift=0", "int8", "8.50", f"{n_layers * 69.632:.1f}"]
+    said = {line.split("  ")[0] for line in shown.out.splitlines()}
+    assert said >= {"file", "encoder", "training", "int8", "golden samples"}
+    monkeypatch.setattr(show, "PIPE_WIDTH", 80)
+    narrow = call("inspect", bot).out
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert all(number in narrow for row in cells_of(shown.out) for number in (row[1], *row[-2:]))
+
+
+def test_inspect_puts_equal_layers_into_one_line() -> None:
+    eight, four = {"form": "int8", "per": "row"}, {"form": "codes", "centres": 16}
+    layers = [eight, eight, four, eight]
+    weights = {"embeddings.words": eight} | {
+        f"layers.{i}.ffn.{side}": form if side == "up" else eight
+        for i, form in enumerate(layers)
+        for side in ("up", "down")
+    }
+    manifest = {"weights": {k: v | {"shape": [2, 5], "activations": "int8"} for k, v in weights.items()}}
+    arrays = {f"{name}.q": np.zeros(10, np.int8) for name in weights}
+    groups = answer._groups(SimpleNamespace(manifest=manifest, arrays=arrays))  # type: ignore[arg-type]
+    assert [(g.name, g.form, g.n_bytes, g.bits) for g in groups] == [
+        ("embeddings.words", "int8 per=row", 10, "8.00"),
+        ("layers.0-1.ffn.up", "int8 per=row", 20, "8.00"),
+        ("layers.0-3.ffn.down", "int8 per=row", 40, "8.00"),
+        ("layers.2.ffn.up", "codes centres=16", 10, "8.00"),
+        ("layers.3.ffn.up", "int8 per=row", 10, "8.00"),
+    ]
 
 
 def test_verify(bot: Path, call: Call) -> None:
     done = call("verify", bot)
-    assert re.fullmatch(r".*bot\.fly: \d+ tensors intact; golden samples within \S+ \(allowed \S+\)\n", done.out)
+    assert re.fullmatch(r".*bot\.fly: \d+ tensors intact; golden samples within \S+ RMS \(allowed \S+\)\n", done.out)
     found = json.loads(call("verify", bot, "--json").out)
     assert found["golden_difference"] <= found["tolerance"]
     assert f"{found['tensors']} tensors" in done.out
@@ -584,6 +716,16 @@ def test_a_closed_pipe_is_no_error(bot: Path) -> None:
     process.stdin.close()
     assert process.stderr.read() == ""
     assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("verb", ["inspect", "doctor", "-h"])
+def test_a_closed_pipe_under_a_table_is_no_error(verb: str, bot: Path) -> None:
+    arguments = [verb, bot] if verb == "inspect" else [verb]
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()  # long before the first line
+    assert (process.stderr.read(), process.wait(timeout=60)) == ("", 0)
 
 
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(

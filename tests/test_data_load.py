@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flyweight.data import Message, load_data, read_messages
-from flyweight.data.load import EMBEDDED, FORMS
+from flyweight.data.load import EMBEDDED, FORMS, evaluation_messages
+from flyweight.data.seen import remember
 from flyweight.errors import ConfigError, DataError
 
 
@@ -123,10 +124,99 @@ def test_notes_on_leaks_and_strange_intents(tmp_path: Path) -> None:
     )
 
 
+def test_notes_on_entities_that_training_lacks(tmp_path: Path) -> None:
+    row = '{{"text": "to {}", "intent": "x", "entities": [{{"start": 3, "end": 4, "entity": "city", "role": "{}"}}]}}\n'
+    parts = {"train": [("a", "to")], "dev": [("b", "to"), ("c", "via")], "test": [("d", "from"), ("e", "")]}
+    tree(tmp_path, {f"{part}.jsonl": "".join(row.format(*r) for r in rows) for part, rows in parts.items()})
+    assert load_data(tmp_path).notes == (
+        "1 of the 2 validation messages have an entity that training lacks: 'city#via'",
+        "2 of the 2 test messages have an entity that training lacks: 'city', 'city#from'",
+    )
+
+
+def test_values_of_entities_are_synonyms_in_every_form(tmp_path: Path) -> None:
+    entity = '{{"start": 3, "end": 6, "entity": "city", "value": "{1}"}}'
+    row = '{{"text": "to {0}", "intent": "x", "entities": [' + entity + "]}}\n"
+    rows = [("NYC", "New York"), ("Ulm", "Ulm"), ("ulm", "Ulm"), ("Nyc", "New York City")]
+    wanted = {"nyc": "New York City", "ulm": "Ulm"}  # of two values the later one
+    tree(
+        tmp_path,
+        {
+            "a.jsonl": "".join(row.format(*r) for r in rows),
+            "a.yml": "nlu:\n- intent: x\n  examples: |\n" + "".join(f"    - to [{w}](city:{v})\n" for w, v in rows),
+        },
+    )
+    for name in ("a.jsonl", "a.yml"):
+        assert load_data(tmp_path / name).synonyms == wanted
+    tree(tmp_path, {"parts/train.jsonl": row.format(*rows[0]), "parts/test.jsonl": row.format("Rio", "Rio de Janeiro")})
+    assert load_data(tmp_path / "parts").synonyms == {"nyc": "New York"}
+
+
 def test_columns_reach_the_reader(tmp_path: Path) -> None:
     path = tree(tmp_path, {"a.csv": "phrase,goal\nhi,greet\n"}) / "a.csv"
     assert read_messages(path, text_column="phrase", intent_column="goal") == (Message("hi", "greet"),)
     assert load_data(path, text_column="phrase", intent_column="goal").train == (Message("hi", "greet"),)
+
+
+def two_intents(names: str) -> str:
+    return "text,intent\n" + "".join(f"{name},{'xy'[i % 2]}\n" for i, name in enumerate(names.split()))
+
+
+def test_judged_on_what_the_model_has_not_seen(tmp_path: Path) -> None:
+    path = tree(tmp_path, {"a.csv": two_intents(f"{TEN} k l m")}) / "a.csv"
+    memory = remember(Message(text.upper()) for text in TEN.split())
+    asked = evaluation_messages(path, seen=memory)
+    assert sorted(m.text for m in asked.messages) == ["k", "l", "m"]
+    assert sorted(m.text for m in asked.train) == TEN.split()
+    assert asked.which == f"3 messages of {path} that the model has not seen (10 were trained on, left out)"
+    strange = evaluation_messages(path, seen=remember([Message("other")]))
+    assert (len(strange.messages), strange.train) == (13, ())
+    assert strange.which == f"13 messages of {path} that the model has not seen"
+    asked = evaluation_messages(path, "all", seen=memory)
+    assert (len(asked.messages), asked.train) == (13, ())
+    assert asked.which == f"all 13 messages of {path}; 10 of them were trained on"
+    with pytest.raises(DataError) as caught:
+        evaluation_messages(path, seen=remember(read_messages(path)))
+    assert str(caught.value) == (
+        f"{path}: the model was trained on all 13 messages; "
+        "allowed: other messages, or another part: train, validation, test or all"
+    )
+
+
+def test_a_rival_needs_two_intents(tmp_path: Path) -> None:
+    path = tree(tmp_path, {"a.csv": two_intents(TEN)}) / "a.csv"
+    assert evaluation_messages(path, seen=remember([Message("a"), Message("c")])).train == ()
+    assert len(evaluation_messages(path, seen=remember([Message("a"), Message("b")])).train) == 2
+
+
+def test_one_message_more_does_not_let_training_messages_in(tmp_path: Path) -> None:
+    names = [f"m{i}" for i in range(40)]
+    trained = load_data(tree(tmp_path, {"a.csv": two_intents(" ".join(names))}) / "a.csv")
+    memory = remember(trained.train + trained.validation)
+    path = tree(tmp_path, {"b.csv": two_intents(" ".join(["new", *names]))}) / "b.csv"
+    asked = evaluation_messages(path, seen=memory, split_settings=trained.split)
+    assert sorted(m.text for m in asked.messages) == sorted(["new", *(m.text for m in trained.test)])
+
+
+def test_an_own_test_part_is_used_as_it_is(tmp_path: Path) -> None:
+    tree(tmp_path, {"train.csv": two_intents(TEN), "test.csv": two_intents("A b k")})
+    asked = evaluation_messages(tmp_path, seen=remember([Message("a"), Message("b")]))
+    assert texts(asked.messages) == "A b k"
+    assert asked.which == f"3 test messages, the source's own part of {tmp_path}; 2 of them were trained on"
+    assert sorted(m.text for m in asked.train) == TEN.split()
+    asked = evaluation_messages(tmp_path, seen=remember([Message("c")]))
+    assert asked.which == f"3 test messages, the source's own part of {tmp_path}"
+
+
+def test_without_a_memory_the_held_out_part_counts(tmp_path: Path) -> None:
+    path = tree(tmp_path, {"a.csv": two_intents(TEN)}) / "a.csv"
+    asked = evaluation_messages(path, split_settings={"test": 0.4, "seed": 3})
+    data = load_data(path, test=0.4, seed=3)
+    assert (asked.messages, asked.train) == (data.test, data.train + data.validation)
+    assert asked.which == f"4 test messages, held out of {path}"
+    with pytest.raises(DataError) as caught:
+        evaluation_messages(path, "test", split_settings={"test": 0})
+    assert str(caught.value) == f"{path}: no test messages; choose another part: train, validation, test or all"
 
 
 @pytest.mark.parametrize(
@@ -216,4 +306,5 @@ def test_sara_leaks(real_data: Path) -> None:
         "425 of the 508 test messages also stand in training: scores on them show memory, not understanding",
         "23 of the 508 test messages have an intent that training lacks: 'chitchat/ask_builder', "
         "'faq/differencecorenlu', 'faq/opensource'",
+        "2 of the 508 test messages have an entity that training lacks: 'package_manager'",
     )

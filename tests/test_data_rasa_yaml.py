@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flyweight.data import Entity, Message
-from flyweight.data.rasa_yaml import is_rasa_file, parse_annotations, rasa_files, read_rasa_yaml
+from flyweight.data.rasa_yaml import is_rasa_file, parse_annotations, rasa_files, read_rasa_files
+from flyweight.data.source import NO_HASH
 from flyweight.errors import DataError, MissingExtraError
 
 HERE = Path("nlu.yml")
@@ -54,7 +55,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_golden_file(tmp_path: Path) -> None:
-    data = read_rasa_yaml(write(tmp_path / "nlu.yml", GOLDEN))
+    data = read_rasa_files([write(tmp_path / "nlu.yml", GOLDEN)])
     assert data.train == (
         Message(
             "from Berlin to San Francisco",
@@ -85,6 +86,7 @@ def test_golden_file(tmp_path: Path) -> None:
         ("[x](a:)", "x", (Entity(0, 1, "a"),)),
         ('[x]{"entity": "a", "value": 3}', "x", (Entity(0, 1, "a", "3"),)),
         ('[x]{"entity": "a", "value": "}", "role": null}', "x", (Entity(0, 1, "a", "}"),)),
+        ("[x](a:#1)", "x", (Entity(0, 1, "a", "#1"),)),
         ('[x][{"entity": "a"}]', "x", (Entity(0, 1, "a"),)),
         ("[no] (annotation) [here], [0-9]", "[no] (annotation) [here], [0-9]", ()),
         ("[outer [in](a)", "[outer in", (Entity(7, 9, "a"),)),
@@ -120,6 +122,9 @@ NAMED = 'allowed: {"entity": "city"}, with "value", "role" and "group" where wan
         ),
         ('[x]{"entity": 5}', "the entity's entity is 5; allowed: a string"),
         ('[x]{"entity": "a", "role": ["b"]}', "the entity's role is ['b']; allowed: a string"),
+        ("[x](a#b)", f"the entity's entity is 'a#b'; {NO_HASH}"),
+        ('[x]{"entity": "a", "role": "#"}', f"the entity's role is '#'; {NO_HASH}"),
+        ('[x]{"entity": "a", "group": "1#2", "value": "#3"}', f"the entity's group is '1#2'; {NO_HASH}"),
         ('[x][{"entity": "a"}, {"entity": "b"}]', "2 entities on the same words; allowed: one"),
     ],
 )
@@ -204,7 +209,7 @@ ITEMS = "allowed: intent, synonym, regex, lookup, each with examples"
 def test_malformed_files(tmp_path: Path, source: str, line: int, error: str) -> None:
     path = write(tmp_path / "nlu.yml", source)
     with pytest.raises(DataError) as caught:
-        read_rasa_yaml(path)
+        read_rasa_files([path])
     assert str(caught.value) == f"{path}:{line}: {error}"
 
 
@@ -215,7 +220,7 @@ def test_malformed_files(tmp_path: Path, source: str, line: int, error: str) -> 
 def test_bad_yaml_has_a_line(tmp_path: Path, source: str, line: int) -> None:
     path = write(tmp_path / "nlu.yml", source)
     with pytest.raises(DataError) as caught:
-        read_rasa_yaml(path)
+        read_rasa_files([path])
     message = str(caught.value)
     assert message.startswith(f"{path}:{line}: not YAML (")
     assert message.endswith("); allowed: Rasa NLU YAML, see `nlu:`")
@@ -226,7 +231,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "nlu.yml"
     path.write_bytes(b"nlu:\n- intent: caf\xe9\n")
     with pytest.raises(DataError) as caught:
-        read_rasa_yaml(path)
+        read_rasa_files([path])
     assert str(caught.value) == f"{path}:2: byte 0xe9 is not UTF-8; allowed: text in UTF-8, with or without BOM"
 
 
@@ -234,7 +239,7 @@ def test_windows_file(tmp_path: Path) -> None:
     path = tmp_path / "nlu.yml"
     path.write_bytes(b"\xef\xbb\xbfnlu:\r\n- intent: a\r\n  examples: |\r\n    - one\r\n    - two\r\n")
     assert is_rasa_file(path)
-    assert [m.text for m in read_rasa_yaml(path).train] == ["one", "two"]
+    assert [m.text for m in read_rasa_files([path]).train] == ["one", "two"]
 
 
 def test_folder_takes_nlu_files_in_path_order(tmp_path: Path) -> None:
@@ -248,30 +253,24 @@ def test_folder_takes_nlu_files_in_path_order(tmp_path: Path) -> None:
     write(tmp_path / "notes.txt", "nlu:\n")
     write(tmp_path / ".git" / "old.yml", "nlu:\n- broken")
     assert [p.name for p in rasa_files(tmp_path)] == ["a.yaml", "b.yml", "domain.yml"]
-    data = read_rasa_yaml(tmp_path)
+    data = read_rasa_files(rasa_files(tmp_path))
     assert [m.text for m in data.train] == ["a", "b"]
     assert data.synonyms == {"x": "two"}
-
-
-def test_folder_without_nlu(tmp_path: Path) -> None:
-    write(tmp_path / "config.yml", "pipeline: []\n")
-    with pytest.raises(DataError) as caught:
-        read_rasa_yaml(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: no YAML file with an nlu section; allowed: .yml or .yaml with `nlu:`"
 
 
 def test_missing_pyyaml_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     path = write(tmp_path / "nlu.yml", GOLDEN)
     with pytest.raises(MissingExtraError) as caught:
-        read_rasa_yaml(path)
+        read_rasa_files([path])
     assert str(caught.value) == (
         "reading Rasa YAML needs the package 'PyYAML'; install it with: pip install 'flyweight[workshop]'"
     )
 
 
 def test_sara(real_data: Path) -> None:
-    train, test = read_rasa_yaml(real_data / "sara" / "nlu"), read_rasa_yaml(real_data / "sara" / "test_nlu.yml")
+    train = read_rasa_files(rasa_files(real_data / "sara" / "nlu"))
+    test = read_rasa_files([real_data / "sara" / "test_nlu.yml"])
     assert (len(train.train), len(test.train)) == (4997, 508)
     # Pooled and deduplicated on lower-cased text this is sara-dedup: 3,855 + 968.
     assert len({m.text.lower() for m in train.train + test.train}) == 4823

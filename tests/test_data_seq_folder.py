@@ -8,6 +8,7 @@ import pytest
 
 from flyweight.data import Entity, Message
 from flyweight.data.seq_folder import read_seq_folder
+from flyweight.data.source import NO_HASH
 from flyweight.errors import DataError
 
 
@@ -47,6 +48,7 @@ LINES = "allowed: one line a message in each of seq.in, seq.out, label"
         ("a\n", "S-x\n", "x\n", "seq.out:1", "tag 'S-x'; allowed: O, B-name, I-name"),
         ("a\n", "B-\n", "x\n", "seq.out:1", "tag 'B-'; allowed: O, B-name, I-name"),
         ("a\n", "o\n", "x\n", "seq.out:1", "tag 'o'; allowed: O, B-name, I-name"),
+        ("a\n", "B-a#b\n", "x\n", "seq.out:1", f"tag 'B-a#b'; {NO_HASH}"),
     ],
 )
 def test_malformed(tmp_path: Path, words: str, tags: str, labels: str, where: str, error: str) -> None:

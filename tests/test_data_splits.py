@@ -6,17 +6,19 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyweight.data import Message, split
+from flyweight.data import Entity, Message, split
 from flyweight.errors import ConfigError
 
 MESSAGES = st.lists(
     st.builds(Message, st.sampled_from(["a", "A ", "b", " B", "b  c", "B C", "d", "e", "f", "ẞ", "ss", "ß"]),
-              st.sampled_from(["x", "y", "z", None])),
+              st.sampled_from(["x", "y", "z", None]),
+              st.sampled_from([(), (Entity(0, 1, "x"),), (Entity(0, 1, "v"),), (Entity(0, 1, "v", role="r"),)])),
     max_size=40,
 )  # fmt: skip
 SHARES = st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.75, 0.99])
@@ -24,6 +26,10 @@ SHARES = st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.75, 0.99])
 
 def intent_messages(counts: dict[str, int]) -> list[Message]:
     return [Message(f"{intent} {i}", intent) for intent, n in counts.items() for i in range(n)]
+
+
+def labels(messages: Iterable[Message]) -> set[str]:
+    return {e.label for m in messages for e in m.entities}
 
 
 def held_counts(messages: list[Message], share: float, seed: int = 0) -> dict[str | None, int]:
@@ -57,6 +63,27 @@ def test_an_intent_whose_texts_all_belong_to_other_strata_is_kept() -> None:
         assert "rare" in {m.intent for m in kept}
 
 
+def test_an_entity_label_is_never_held_out_whole() -> None:
+    # Three of 100 messages have a role that no other message has: held out together with the chance 0.5^3.
+    marked = [Message(f"to {i}", "x", (Entity(3, 4, "city", role="to"),)) for i in range(3)]
+    messages = [*intent_messages({"x": 97}), *marked]
+    rescued = 0
+    for seed in range(100):
+        kept, held = split(messages, 0.5, seed)
+        assert labels(kept) == {"city#to"}
+        assert len(held) in (49, 50)
+        rescued += len(held) == 49
+    assert rescued == 12
+
+
+def test_a_rescued_label_keeps_its_duplicates() -> None:
+    once = Message("To  Rome", "x", (Entity(4, 8, "city"),))
+    messages = [*intent_messages({"x": 20}), once, Message("to rome", "x"), Message("TO ROME", "y")]
+    for seed in range(30):
+        kept, _ = split(messages, 0.9, seed)
+        assert [m.text for m in kept if m.folded == "to rome"] == ["To  Rome", "to rome", "TO ROME"]
+
+
 @given(MESSAGES, SHARES, st.integers(0, 5))
 def test_split_is_a_partition_that_never_parts_duplicates(messages: list[Message], share: float, seed: int) -> None:
     kept, held = split(messages, share, seed)
@@ -66,6 +93,7 @@ def test_split_is_a_partition_that_never_parts_duplicates(messages: list[Message
     assert not left
     assert not {m.folded for m in kept} & {m.folded for m in held}
     assert {m.intent for m in kept} == {m.intent for m in messages}
+    assert labels(kept) == labels(messages)
     positions = {id(m): i for i, m in enumerate(messages)}
     for side in (kept, held):
         assert [positions[id(m)] for m in side] == sorted(positions[id(m)] for m in side)

@@ -148,6 +148,10 @@ def with_entities(entities: str) -> str:
             'annotation without an entity name; allowed: {"entity": "city"}, with "value", "role" and "group" where '
             "wanted",
         ),
+        (
+            with_entities('[{"start": 0, "end": 1, "entity": "city#to"}]'),
+            "the entity's entity is 'city#to'; allowed: names without '#', which joins entity, role and group in tags",
+        ),
         (with_entities('[{"entity": "e"}]'), f"entity span None:None; {SPAN}"),
         (with_entities('[{"start": 0, "end": 0, "entity": "e"}]'), f"entity span 0:0; {SPAN}"),
         (with_entities('[{"start": -1, "end": 1, "entity": "e"}]'), f"entity span -1:1; {SPAN}"),

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 import flyweight
 from flyweight.artifact import read, write
 from flyweight.data.messages import NLUData
+from flyweight.data.seen import remember
 from flyweight.errors import ArtifactError, ConfigError, FlyweightError, ParityError
 from flyweight.export import fly
 from flyweight.export.fly import save
@@ -63,8 +64,9 @@ def test_manifest(tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path) -> N
     assert labels["temperature"] == tiny_model.labels.temperature != 1
     assert m["tensors"]["tokenizer.json"]["sha256"] == tiny_model.tokenizer.sha256
     lineage = m["lineage"]
-    assert set(lineage) == {"base", "data_fingerprint", "split", "steps", "versions"}
+    assert set(lineage) == {"base", "data_fingerprint", "split", "seen", "steps", "versions"}
     assert (lineage["base"], lineage["data_fingerprint"]) == ("small", tiny_data.fingerprint())
+    assert lineage["seen"] == remember(tiny_data.train + tiny_data.validation)
     assert [set(step) >= {"training", "steps", "messages", "best_epoch"} for step in lineage["steps"]] == [True]
     assert lineage["steps"][0]["training"]["seed"] == 0
     installed = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "tokenizers")}
@@ -275,7 +277,17 @@ def keys_and_values_swapped(_: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fly, "Reference", Swapped)
 
 
+def bias_lost(_: Any, patch: pytest.MonkeyPatch) -> None:
+    class Unbiased(Reference):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.layers[1].up.bias = np.zeros_like(self.layers[1].up.bias)
+
+    patch.setattr(fly, "Reference", Unbiased)
+
+
 FLOAT_FAULTS: dict[str, Change] = {
+    "a bias lost": bias_lost,
     "one layer's rows swapped": wrong("layers.0.attention.qkv", swap_rows),
     "one head's rows swapped": wrong("heads.intent", swap_rows),
     "a norm's weight": wrong("layers.1.ffn.norm.weight", lambda a: a * np.float32(1.05)),
@@ -284,6 +296,8 @@ FLOAT_FAULTS: dict[str, Change] = {
     "keys for values": keys_and_values_swapped,
 }
 PACKED_FAULTS: dict[str, Change] = {
+    "a bias lost": bias_lost,
+    "activations not quantized": other_reference(quantize_rows=lambda x: (x, np.ones(len(x), x.dtype))),
     "scale of a layer": wrong("layers.1.ffn.up", lambda a: a * np.float32(1.2) if a.dtype == np.float32 else a),
     "scale of the tags": wrong("heads.tags", lambda a: a * np.float32(1.1) if a.dtype == np.float32 else a),
     "one layer's rows swapped": wrong("layers.0.attention.qkv", swap_rows),

@@ -126,7 +126,7 @@ def test_measuring_a_file_needs_no_workshop(file: Path, tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("text,intent\nhello bot,greet\nthanks a lot,thanks\nhey,thanks\n")
     code = f"""
 from flyweight.cli.main import run
-report(code=run(["evaluate", {str(file)!r}, {str(tmp_path / "d.csv")!r}, "--json"]))
+report(code=run(["evaluate", {str(file)!r}, {str(tmp_path / "d.csv")!r}, "--part", "all", "--json"]))
 """
     found, printed = blocked(code)
     assert (found["code"], found["loaded"]) == (0, [])

@@ -20,7 +20,7 @@ from flyweight.errors import ConfigError, DataError
 from flyweight.forms.int8 import int8_rows
 from flyweight.model.linear import Linear, set_form
 from flyweight.model.nlu import NLUModel
-from flyweight.training import loop
+from flyweight.training import loop, teacher
 from flyweight.training.loop import TrainingSettings, batches, collate, encode, fit, parameter_groups, rate
 from flyweight.training.losses import Batch, Loss, labels_loss
 from flyweight.training.teacher import build, calibrate, default_settings, train
@@ -503,3 +503,32 @@ def test_trained_models_are_written(tiny_data: NLUData, tmp_path: Path) -> None:
     model = train(tiny_data, "small", settings, device="cpu", out=tmp_path / "m", progress=False)
     assert sorted(f.name for f in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert same_bits(weights(NLUModel.load(tmp_path / "m")), weights(model))
+
+
+def test_nothing_is_lost_between_the_last_step_and_the_saved_model(
+    tiny_data: NLUData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainingSettings(epochs=1, learning_rate=1e-3)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "calibrate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            teacher.train(tiny_data, "small", settings, out=tmp_path, progress=False)
+    assert [f.name for f in tmp_path.iterdir()] == ["training.pt"]
+    steps: list[int] = []
+    original = loop._Run.train_step
+    monkeypatch.setattr(loop._Run, "train_step", lambda self: steps.append(self.step) or original(self))
+    model = teacher.train(tiny_data, "small", settings, out=tmp_path, progress=False)
+    assert steps == []  # all were done before
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert same_bits(weights(NLUModel.load(tmp_path)), weights(model))
+
+
+def test_saved_files_can_be_read_by_others(tiny_model: NLUModel, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    wanted = (tmp_path / "plain").stat().st_mode
+    for file in tiny_model.save(tmp_path / "model").iterdir():
+        assert file.stat().st_mode == wanted, file.name

@@ -11,7 +11,7 @@ import typer
 from flyweight.cli import receipts, show
 from flyweight.errors import ConfigError, MissingExtraError
 
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of whatever is random: splits, new weights ...")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of whatever is random: splits, new weights ...")]
 
 
 def train(
@@ -130,7 +130,7 @@ def compress(
     if as_json:
         show.print_json({"file": str(written), "receipts": made})
         return
-    part = "validation" if found.validation else "training"
+    part = {"train": "training"}.get(made[-1]["part"], made[-1]["part"])
     title = f"{written}: measured on {made[-1]['quality']['n_messages']} {part} messages"
     receipts.print_receipts(made, bool(small.labels.entity_labels), title)
     if made[-1]["latency_ms"] >= made[-1]["parent_ms"]:

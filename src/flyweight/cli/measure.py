@@ -22,7 +22,7 @@ def evaluate(
     part: Annotated[
         str,
         typer.Option(
-            help="auto (the test part, or all of a source the model never saw), train, validation, test, all."
+            help="auto (the source's own test part, or all that the model has not seen), train, validation, test, all."
         ),
     ] = "auto",
     classic: Annotated[bool, typer.Option(help="Also TF-IDF + linear SVM, where the data have a train part.")] = True,
@@ -43,11 +43,11 @@ def evaluate(
     if part not in get_args(Part):
         raise ConfigError(f"--part is '{part}'; allowed: {', '.join(get_args(Part))}")
     child = open_model(model)
-    trained_on, split = _origin(child)
+    seen, split = _origin(child)
     asked = evaluation_messages(
         data,
         cast(Part, part),
-        trained_on=trained_on,
+        seen=seen,
         split_settings=split,
         text_column=text_column,
         intent_column=intent_column,
@@ -189,12 +189,12 @@ def open_model(path: Path) -> Contender:
 
 
 def _origin(contender: Contender) -> tuple[str, dict[str, float]]:
-    """Fingerprint and split of the data that a model was trained on."""
+    """Memory of the training messages (empty in models made before there was one), and how the test part was split."""
     model: Any = contender.model
     if hasattr(model, "artifact"):
         lineage = model.artifact.manifest["lineage"]
-        return lineage.get("data_fingerprint", ""), lineage.get("split", {})
-    return model.card.data_fingerprint, model.card.split
+        return lineage.get("seen", ""), lineage.get("split", {})
+    return model.card.seen, model.card.split
 
 
 def _plain(value: Any) -> str:

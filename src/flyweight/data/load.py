@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from flyweight.data import rasa_yaml, seq_folder, tabular
 from flyweight.data.messages import Message, NLUData
-from flyweight.data.source import listed
+from flyweight.data.seen import were_seen
+from flyweight.data.source import entity_synonyms, listed
 from flyweight.data.splits import check_share, split
 from flyweight.errors import DataError
 
@@ -87,7 +88,10 @@ Part = Literal["auto", "train", "validation", "test", "all"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Messages to judge a model on, a line that says which they are, and what a rival may be trained on."""
+    """Messages to judge a model on, a line that says which they are, and what a rival may be trained on.
+
+    `train` is empty where the source has nothing to learn from: fewer than two intents that the model was trained on.
+    """
 
     messages: tuple[Message, ...]
     which: str
@@ -98,30 +102,57 @@ def evaluation_messages(
     path: str | Path,
     part: Part = "auto",
     *,
-    trained_on: str = "",
+    seen: str = "",
     split_settings: dict[str, float] | None = None,
     text_column: str | None = None,
     intent_column: str | None = None,
 ) -> Evaluation:
-    """The messages that a model should be judged on.
+    """The messages that a model should be judged on; `seen` is its memory of its training (see flyweight.data.seen).
 
-    `auto`: the source's own test part; else, if the model was trained on this very source (`trained_on` is its
-    fingerprint), the part that was held out then; else everything, for the model has seen none of it.
+    `auto`: the source's own test part, as it is; else all messages of the source that the model has not seen. A model
+    without a memory is judged on the part that `split_settings` hold out. The other parts are those of load_data.
+    Raises DataError where no message is left.
     """
     settings: dict[str, Any] = DEFAULT_SPLIT | (split_settings or {})
     data = load_data(path, **settings, text_column=text_column, intent_column=intent_column)
+    if part == "auto" and seen and "test" in data.split:
+        return _unseen(data, seen, path)
     if part == "all":
-        return Evaluation(data.messages, f"all {len(data.messages)} messages of {path}")
-    if part == "auto" and "test" in data.split and data.fingerprint() != trained_on:
-        which = f"all {len(data.messages)} messages of {path} (the model was not trained on it)"
-        return Evaluation(data.messages, which)
-    chosen = {"train": data.train, "validation": data.validation}.get(part, data.test)
+        return Evaluation(data.messages, f"all {len(data.messages)} messages of {path}{_leak(data.messages, seen)}")
     name = "test" if part == "auto" else part
+    chosen = {"train": data.train, "validation": data.validation, "test": data.test}[name]
     if not chosen:
         raise DataError(f"no {name} messages", allowed="choose another part: train, validation, test or all", path=path)
     how = "held out of" if name in data.split else "the source's own part of"
-    train = data.train + data.validation if name == "test" else ()
-    return Evaluation(chosen, f"{len(chosen)} {name} messages, {how} {path}", train)
+    which = f"{len(chosen)} {name} messages, {how} {path}"
+    if name != "test":
+        return Evaluation(chosen, which)
+    return Evaluation(chosen, which + _leak(chosen, seen), _learnable(data.train + data.validation))
+
+
+def _unseen(data: NLUData, seen: str, path: str | Path) -> Evaluation:
+    known = were_seen(data.messages, seen)
+    new = tuple(m for m, was_seen in zip(data.messages, known, strict=True) if not was_seen)
+    if not new:
+        raise DataError(
+            f"the model was trained on all {len(known)} messages",
+            allowed="allowed: other messages, or another part: train, validation, test or all",
+            path=path,
+        )
+    left_out = f" ({len(known) - len(new)} were trained on, left out)" if len(new) < len(known) else ""
+    which = f"{len(new)} messages of {path} that the model has not seen{left_out}"
+    old = tuple(m for m, was_seen in zip(data.messages, known, strict=True) if was_seen)
+    return Evaluation(new, which, _learnable(old))
+
+
+def _leak(messages: Sequence[Message], seen: str) -> str:
+    n_seen = sum(were_seen(messages, seen))
+    return f"; {n_seen} of them were trained on" if n_seen else ""
+
+
+def _learnable(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages, or none where they have fewer than two intents."""
+    return messages if len({m.intent for m in messages if m.intent is not None}) > 1 else ()
 
 
 def _resolve(path: str | Path) -> Path:
@@ -177,7 +208,8 @@ def _read_part(paths: Sequence[Path], text_column: str | None, intent_column: st
     if form == "seq":
         return NLUData(seq_folder.read_seq_folder(paths[0]))
     if form == "tabular":
-        return NLUData(tabular.read_tabular(paths[0], text_column=text_column, intent_column=intent_column))
+        messages = tabular.read_tabular(paths[0], text_column=text_column, intent_column=intent_column)
+        return NLUData(messages, synonyms=entity_synonyms(messages))
     files = [f for p in paths for f in (rasa_yaml.rasa_files(p) if p.is_dir() else [p])]
     data = rasa_yaml.read_rasa_files(files)
     if not data.train:
@@ -186,10 +218,12 @@ def _read_part(paths: Sequence[Path], text_column: str | None, intent_column: st
 
 
 def _notes(part: Sequence[Message], train: Sequence[Message], name: str) -> list[str]:
-    """What the user should know of a part that the source brings: leaks from train, intents that train lacks."""
+    """What the user should know of a part that the source brings: leaks from train, names that train lacks."""
     texts, intents = {m.folded for m in train}, {m.intent for m in train}
+    labels = {e.label for m in train for e in m.entities}
     n_known = sum(m.folded in texts for m in part)
     strange = [m.intent for m in part if m.intent not in intents]
+    strange_labels = [{e.label for e in m.entities} - labels for m in part]
     notes = []
     if n_known:
         notes.append(
@@ -199,4 +233,7 @@ def _notes(part: Sequence[Message], train: Sequence[Message], name: str) -> list
     if strange:
         names = listed(sorted({str(intent) for intent in strange}))
         notes.append(f"{len(strange)} of the {len(part)} {name} messages have an intent that training lacks: {names}")
+    if any(strange_labels):
+        names, n = listed(sorted(set().union(*strange_labels))), sum(map(bool, strange_labels))
+        notes.append(f"{n} of the {len(part)} {name} messages have an entity that training lacks: {names}")
     return notes

@@ -74,7 +74,7 @@ def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays |= {name: v.detach().float().cpu().numpy() for name, v in model.vectors()}
     arrays["tokenizer.json"] = np.frombuffer(model.tokenizer.source.encode(), np.uint8)
     card = asdict(model.card)
-    lineage = {k: card[k] for k in ("base", "data_fingerprint", "split", "steps")}
+    lineage = {k: card[k] for k in ("base", "data_fingerprint", "split", "seen", "steps")}
     manifest = {
         "model": model.describe(),
         "weights": weights,

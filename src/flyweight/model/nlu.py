@@ -40,6 +40,7 @@ class Card:
     base: str = ""
     data_fingerprint: str = ""
     split: dict[str, Any] = field(default_factory=dict)
+    seen: str = ""  # memory of the training messages, see flyweight.data.seen
     steps: list[dict[str, Any]] = field(default_factory=list)  # one entry a training or technique, in order
     metrics: dict[str, Any] = field(default_factory=dict)
     golden: list[str] = field(default_factory=list)

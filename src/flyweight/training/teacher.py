@@ -11,6 +11,7 @@ import torch
 
 from flyweight.answers import Labels
 from flyweight.data.messages import Message, NLUData
+from flyweight.data.seen import remember
 from flyweight.errors import ConfigError, DataError
 from flyweight.measure.quality import fit_temperature
 from flyweight.model.checkpoints import load_encoder, resolve_base
@@ -91,6 +92,7 @@ def build(
         base=_public_name(base),
         data_fingerprint=data.fingerprint(),
         split=dict(data.split),
+        seen=remember(data.train + data.validation),
         golden=golden_messages(data.train),
     )
     return model
