@@ -7,6 +7,7 @@ model's block does on the same input; the whole answers the golden messages like
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -24,13 +25,14 @@ from flyweight.runtime.reference import Reference, rms_difference
 from flyweight.tokenizer import Encoded
 
 # Two right evaluations of one file differ by float rounding, and where a rounding moves an activation over the middle
-# of an int8 step, by that step and what follows from it. Within one block that is little: measured on MiniLM, int8 and
-# 4-bit, at most 5e-4 of the block's output (root mean squares), while quantizing at all changes it by 1e-2 to 6e-2.
-BLOCK_TOLERANCE = 4e-3
+# of an int8 step, by that step and what follows from it. Within one block that befalls few tokens: measured on MiniLM,
+# int8 and 4-bit, the median token differs by 2e-7 of the block's output (root mean squares), the worst by 1e-2, while
+# quantizing at all changes every token by 1e-2 to 6e-2.
+BLOCK_TOLERANCE = 1e-3
 # Through all layers the steps add up: how much depends on the model, so it is measured. Noise on the embeddings moves
 # many activations at once; its size hardly matters (2^-18 and 2^-10 change MiniLM's logits alike, by 0.8% RMS; two
 # right evaluations differ by up to 0.5%).
-NOISE_FACTOR = 1.5
+NOISE_FACTOR = 2.0
 NOISE = 2.0**-10  # standard deviation; an int8 step of a normed vector is about 3 / 127 = 2^-5.4
 N_NOISE = 3
 GOLDEN_FLOOR = 1e-3  # of the golden logits, for models without int8 activations
@@ -104,7 +106,7 @@ def check_contents(model: NLUModel, artifact: Artifact) -> None:
 def check_blocks(model: NLUModel, artifact: Artifact) -> None:
     """Gate, second part: embeddings, each layer and the heads give what the model's give on the same golden input.
 
-    RMS(reference - model) <= 4e-3 RMS(model) for every block, over the golden messages.
+    median over tokens of RMS(reference - model) <= 1e-3 RMS(model) for every block, over the golden messages.
     """
     reference = Reference(artifact)
     n_blocks = len(reference.layers) + 2
@@ -122,19 +124,25 @@ def check_blocks(model: NLUModel, artifact: Artifact) -> None:
         found[-1] += [a for a in reference.heads(states[-1], e) if a is not None]
         wanted[-1] += [a for a in model.logits([e])[0] if a is not None]
     for i in range(n_blocks):
-        difference, allowed = rms_difference(found[i], wanted[i]), BLOCK_TOLERANCE * rms(wanted[i])
+        gaps = [rms_difference([x], [y]) for a, b in zip(found[i], wanted[i], strict=True) for x, y in _tokens(a, b)]
+        difference, allowed = float(np.median(gaps)), BLOCK_TOLERANCE * rms(wanted[i])
         if not difference <= allowed:
             name = "embeddings" if i == 0 else "heads" if i == n_blocks - 1 else f"layers.{i - 1}"
             raise ParityError(
-                f"{name} of the exported file, given the model's input, differ by (RMS) {difference:.3g} "
-                f"on the golden messages, allowed is {allowed:.3g}; nothing was written"
+                f"{name} of the exported file, given the model's input, differ by {difference:.3g} "
+                f"(RMS, median of tokens), allowed is {allowed:.3g}; nothing was written"
             )
+
+
+def _tokens(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows; intent logits (C,) are one row."""
+    return zip(np.atleast_2d(a), np.atleast_2d(b), strict=True)
 
 
 def golden_samples(model: NLUModel, artifact: Artifact) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Golden messages with the file's logits and the tolerance; gate, third part: the whole against the PyTorch model.
 
-    tolerance = max(1.5 * RMS(logits with noise on the embeddings - logits), 1e-3 * RMS(logits)); the noise counts
+    tolerance = max(2 * RMS(logits with noise on the embeddings - logits), 1e-3 * RMS(logits)); the noise counts
     where activations are int8.
     """
     texts = model.card.golden
