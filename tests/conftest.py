@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from cli_cases import Call, Done, Place, write_csv
 
+from flyweight.cli import show
+from flyweight.cli.main import run
 from flyweight.data.messages import Entity, Message, NLUData
 
 if TYPE_CHECKING:
@@ -77,3 +81,63 @@ def tiny_model(tiny_data: NLUData) -> NLUModel:
 
     settings = TrainingSettings(epochs=8, batch_size=8, learning_rate=2e-3)
     return train(tiny_data, "small", settings, progress=False)
+
+
+# the command line ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process."""
+
+    def do(*arguments: object) -> Done:
+        capsys.readouterr()
+        code = run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return do
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_data: NLUData) -> Place:
+    """train -> compress -> compress, by the command line; its words are kept in `log`."""
+    folder = tmp_path_factory.mktemp("cli")
+    csv = write_csv(folder / "nlu.csv", tiny_data.messages)
+    made = Place(csv, folder / "bot", folder / "int8.fly", folder / "codes.fly", [])
+
+    def do(*arguments: object) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdout", out)
+            patch.setattr("sys.stderr", err)
+            patch.setattr(show, "PIPE_WIDTH", 200)
+            code = run([str(a) for a in arguments])
+        assert code == 0, err.getvalue()
+        made.log.append(Done(code, out.getvalue(), err.getvalue()))
+
+    do("train", csv, "--out", made.teacher, "--base", "small", "--epochs", 2, "--learning-rate", 0.003, "--json")
+    do("compress", made.teacher, csv, "-t", "int8:granularity=matrix", "--out", made.int8, "--json")
+    do(
+        "compress",
+        made.teacher,
+        csv,
+        "-t",
+        "codebook:encoder=4,embeddings=4,heads=none",
+        "-t",
+        "int8",
+        "--out",
+        made.codes,
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
+def bot(tiny_data: NLUData, tiny_model: NLUModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with entities, roles and synonyms."""
+    from flyweight.export.fly import save
+    from flyweight.recipe import compress
+    from flyweight.techniques.int8 import Int8
+
+    small = compress(tiny_model, tiny_data, [Int8()], measure=False, progress=False)
+    return save(small, tmp_path_factory.mktemp("bot") / "bot.fly")
