@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flyweight.data import Message, load_data, read_messages
-from flyweight.data.load import EMBEDDED, FORMS, evaluation_messages
+from flyweight.data.load import EMBEDDED, FORMS, evaluation_messages, recorded_split
 from flyweight.data.seen import remember
 from flyweight.errors import ConfigError, DataError
 
@@ -308,3 +308,9 @@ def test_sara_leaks(real_data: Path) -> None:
         "'faq/differencecorenlu', 'faq/opensource'",
         "2 of the 508 test messages have an entity that training lacks: 'package_manager'",
     )
+
+
+def test_a_recorded_split_is_taken_as_far_as_it_makes_sense() -> None:
+    assert recorded_split({}) == {"test": 0.2, "validation": 0.1, "seed": 0}
+    assert recorded_split({"test": 0.5, "seed": 3}) == {"test": 0.5, "validation": 0.1, "seed": 3}
+    assert recorded_split({"test": "all", "seed": True, "train": 800}) == recorded_split({})

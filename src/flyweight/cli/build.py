@@ -109,7 +109,7 @@ def compress(
     flyweight compress bot nlu.yml -t codebook:encoder=8 --out bot-3bit.fly
     """
     _workshop()
-    from flyweight.data.load import DEFAULT_SPLIT, load_data
+    from flyweight.data.load import load_data, recorded_split
     from flyweight.export.fly import save
     from flyweight.model.nlu import NLUModel
     from flyweight.recipe import Recipe
@@ -120,7 +120,7 @@ def compress(
     _check_out(out, model, overwrite)
     steps = Recipe.load(recipe) if recipe else Recipe.parse(technique or [])
     teacher = NLUModel.load(model)
-    split: dict[str, Any] = DEFAULT_SPLIT | teacher.card.split
+    split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
     for line in receipts.packed_again(teacher, str(model), steps.techniques):
         show.note(f"note: {line}")

@@ -82,7 +82,7 @@ def read_messages(
 
 
 _IN_ORDER = ("train", "validation", "test")
-DEFAULT_SPLIT: dict[str, float] = {"test": 0.2, "validation": 0.1, "seed": 0}
+DEFAULT_SPLIT: dict[str, Any] = {"test": 0.2, "validation": 0.1, "seed": 0}
 Part = Literal["auto", "train", "validation", "test", "all"]
 
 
@@ -96,6 +96,11 @@ class Evaluation:
     messages: tuple[Message, ...]
     which: str
     train: tuple[Message, ...] = ()
+
+
+def recorded_split(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of load_data as a model's card or lineage records them; what it does not record is the default."""
+    return {k: recorded[k] if type(recorded.get(k)) in (int, type(v)) else v for k, v in DEFAULT_SPLIT.items()}
 
 
 def evaluation_messages(
@@ -113,8 +118,7 @@ def evaluation_messages(
     without a memory is judged on the part that `split_settings` hold out. The other parts are those of load_data.
     Raises DataError where no message is left.
     """
-    settings: dict[str, Any] = DEFAULT_SPLIT | (split_settings or {})
-    data = load_data(path, **settings, text_column=text_column, intent_column=intent_column)
+    data = load_data(path, **recorded_split(split_settings or {}), text_column=text_column, intent_column=intent_column)
     if part == "auto" and seen and "test" in data.split:
         return _unseen(data, seen, path)
     if part == "all":
