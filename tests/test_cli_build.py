@@ -93,7 +93,7 @@ def test_compress_says_what_it_measured(place: Place) -> None:
     assert re.search(r"^int8: loss of macro-F1 \S+% \(95% interval \S+% to \S+%\)$", table, re.MULTILINE)
     assert "span" not in table  # the data have no entities
     n = sum(part != "heads" for _, _, part in NLUModel.load(place.teacher).matrices())
-    assert place.log[2].err.splitlines()[0] == f"note: int8 packs again what codebook had packed: {n} matrices"
+    assert place.log[2].err.splitlines()[-1] == f"note: int8 packed {n} matrices anew that had been packed before it"
     assert all(line.startswith(("k-means: ", "measuring ", "note: ")) for line in place.log[2].err.splitlines())
 
 

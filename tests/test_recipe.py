@@ -256,7 +256,7 @@ def test_a_receipt_holds_what_is_measured(tiny_data: NLUData, tiny_model: NLUMod
     receipt = small.card.steps[-1]
     assert set(receipt) == {
         *("technique", "settings", "n_parameters", "file_bytes", "quality", "latency_ms", "parent_ms"),
-        *("engine", "minutes", "peak_memory_mb", "part"),
+        *("engine", "minutes", "peak_memory_mb", "part", "repacked"),
     }
     assert TECHNIQUES[receipt["technique"]](**receipt["settings"]) == step
     assert receipt["n_parameters"] == sum(p.numel() for p in tiny_model.parameters())
@@ -340,3 +340,15 @@ def test_a_model_without_entities(tiny_data: NLUData, tiny_model: NLUModel) -> N
 
 def test_names() -> None:
     assert [name_of(Int8()), name_of(QUICK)] == ["int8", "codebook"]
+
+
+def test_a_receipt_counts_what_it_packed_anew(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    heads = Codebook(encoder=None, embeddings=None, heads=4)
+    small = compress(tiny_model, tiny_data, [QUICK, Int8(), heads], measure=False, progress=False)
+    names = [part for _, _, part in tiny_model.matrices()]
+    assert QUICK.encoder is not None
+    first, second, third = (step["repacked"] for step in small.card.steps[-3:])
+    packed_first = {p for p in ("encoder", "embeddings", "heads") if getattr(QUICK, p) is not None}
+    assert first == 0
+    assert second == sum(part in packed_first for part in names)
+    assert third == names.count("heads")

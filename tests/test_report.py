@@ -292,19 +292,6 @@ def test_receipts_show_every_loss_with_its_interval(
     assert "span" not in capsys.readouterr().out
 
 
-def test_what_is_packed_twice_is_said(tiny_data: NLUData, tiny_model: NLUModel) -> None:
-    parts = [part for _, _, part in tiny_model.matrices()]
-    n = {part: parts.count(part) for part in ("encoder", "embeddings", "heads")}
-    codes, eight = Codebook(encoder=4, embeddings=None, heads=4), Int8(embeddings=True, heads=False)
-    assert receipts.packed_again(tiny_model, "bot", [codes]) == []
-    twice = f"int8 packs again what codebook had packed: {n['encoder']} matrices"
-    assert receipts.packed_again(tiny_model, "bot", [codes, eight]) == [twice]
-    packed = compress(tiny_model, tiny_data, [Int8()], measure=False, progress=False)
-    only_heads = Codebook(encoder=None, embeddings=None, heads=4)
-    heads = "1 matrix" if n["heads"] == 1 else f"{n['heads']} matrices"
-    assert receipts.packed_again(packed, "bot", [only_heads]) == [f"codebook packs again what bot had packed: {heads}"]
-
-
 def test_frames_and_entities_in_one_line() -> None:
     assert show.frame_text({"intent": "leave", "entities": [[3, 7, "city#to"]]}) == "leave city#to[3:7]"
     assert show.frame_text({"intent": None, "entities": []}) == "None"

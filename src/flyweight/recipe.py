@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flyweight.data.messages import Message, NLUData
 from flyweight.data.splits import split
 from flyweight.errors import ConfigError, DataError, MissingExtraError
@@ -35,6 +37,7 @@ N_QUALITY_MESSAGES = 1000
 class Receipt:
     """What one technique did, measured on the exported file and the validation messages.
 
+    repacked: matrices that an earlier technique had packed and this one packed anew, so that its work is gone;
     n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
     `engine` names what executed the file; latency of the NumPy reference says nothing about the engine. `part` says
@@ -44,6 +47,7 @@ class Receipt:
     technique: str
     settings: dict[str, Any]
     part: str
+    repacked: int
     n_parameters: int
     file_bytes: int
     quality: dict[str, Any]
@@ -131,7 +135,7 @@ def compress(
         child = step.apply(model, run)
         calibrate(child, data.validation)
         minutes = (time.monotonic() - start) / 60
-        receipt = make_receipt(step, child, teacher, messages, part, parent_answers, minutes, progress)
+        receipt = make_receipt(step, model, child, teacher, messages, part, parent_answers, minutes, progress)
         child.card = replace(model.card, steps=[*model.card.steps, receipt.to_dict()])
         model = child
     model.card = replace(model.card, metrics={part: model.card.steps[-1]["quality"]})
@@ -162,6 +166,7 @@ def _refuse_strangers(teacher: NLUModel, messages: Sequence[Message]) -> None:
 
 def make_receipt(
     step: Technique,
+    before: NLUModel,
     child: NLUModel,
     teacher: NLUModel,
     messages: Sequence[Message],
@@ -193,6 +198,7 @@ def make_receipt(
             technique=name_of(step),
             settings=dict(vars(step)),
             part=part,
+            repacked=_repacked(before, child),
             n_parameters=child.n_parameters(),
             file_bytes=disk_bytes(path),
             quality=quality,
@@ -202,6 +208,12 @@ def make_receipt(
             minutes=round(minutes, 3),
             peak_memory_mb=round(peak_rss_mb(), 1),
         )
+
+
+def _repacked(before: NLUModel, after: NLUModel) -> int:
+    """Number of matrices that were packed and now have another form or other values."""
+    pairs = [(a, b) for (_, a, _), (_, b, _) in zip(before.matrices(), after.matrices(), strict=True) if a.form]
+    return sum(type(a.form) is not type(b.form) or not torch.equal(a.weight, b.weight) for a, b in pairs)
 
 
 def summary(quality: Quality) -> dict[str, Any]:

@@ -122,8 +122,6 @@ def compress(
     teacher = NLUModel.load(model)
     split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
-    for line in receipts.packed_again(teacher, str(model), steps.techniques):
-        show.note(f"note: {line}")
     small = run(teacher, found, steps, seed=seed)
     written = save(small, out)
     made = small.card.steps[-len(steps.techniques) :]

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flyweight.cli import show
-
-if TYPE_CHECKING:  # the workshop half is loaded by the verbs that need it
-    from flyweight.model.nlu import NLUModel
-    from flyweight.techniques.room import Technique
 
 
 def print_receipts(receipts: Sequence[dict[str, Any]], tags_entities: bool, title: str) -> None:
@@ -29,6 +24,9 @@ def print_receipts(receipts: Sequence[dict[str, Any]], tags_entities: bool, titl
     columns = ["technique", "macro-F1", "span F1", "flips", "MB", "ms / parent", "minutes"]
     show.print_table(columns, rows, title)
     print("\n".join(losses))
+    for r in receipts:
+        if r["repacked"]:
+            show.note(f"note: {r['technique']} packed {r['repacked']} matrices anew that had been packed before it")
 
 
 def name_and_settings(name: str, settings: dict[str, Any]) -> str:
@@ -38,31 +36,3 @@ def name_and_settings(name: str, settings: dict[str, Any]) -> str:
     defaults = {f.name: f.default for f in fields(TECHNIQUES[name])}  # type: ignore[arg-type]
     changed = {k: v for k, v in settings.items() if v != defaults[k]}
     return " ".join([name, *(f"{k}={str(v).lower()}" for k, v in changed.items())])
-
-
-def packed_again(model: NLUModel, origin: str, techniques: Sequence[Technique]) -> list[str]:
-    """A line for each technique that packs matrices which `origin` (the model) or an earlier technique had packed."""
-    from flyweight.recipe import name_of
-
-    packed_by = {name: origin for name, module, _ in model.matrices() if module.form is not None}
-    lines = []
-    for step in techniques:
-        parts = _packed_parts(step)
-        mine = [name for name, _, part in model.matrices() if part in parts]
-        for earlier, n in Counter(packed_by[name] for name in mine if name in packed_by).items():
-            matrices = "1 matrix" if n == 1 else f"{n} matrices"
-            lines.append(f"{name_of(step)} packs again what {earlier} had packed: {matrices}")
-        packed_by |= dict.fromkeys(mine, name_of(step))
-    return lines
-
-
-def _packed_parts(step: Technique) -> set[str]:
-    """The parts of a model whose matrices a technique packs."""
-    from flyweight.techniques.codebook import Codebook
-    from flyweight.techniques.int8 import Int8
-
-    if isinstance(step, Int8):
-        return {"encoder"} | {part for part in ("embeddings", "heads") if getattr(step, part)}
-    if isinstance(step, Codebook):
-        return {part for part in ("encoder", "embeddings", "heads") if getattr(step, part) is not None}
-    return set()
