@@ -28,8 +28,7 @@ def results_table() -> str:
             continue
         for i, row in enumerate(run["rows"]):
             q = row["quality"]
-            tags_entities = row.get("tags_entities", row["engine"] != "scikit-learn")  # the classic line: intents only
-            has_spans = tags_entities and q["n_gold_spans"] + q["n_predicted_spans"] > 0
+            has_spans = row["tags_entities"] and q["n_gold_spans"] + q["n_predicted_spans"] > 0
             size = row["size_bytes"] or (run["teacher_bytes"] if i == 0 else None)
             cells = [
                 f"{TITLES[run['set']]} ({run['messages']['test']})" if i == 0 else "",
@@ -96,6 +95,6 @@ def technique_table() -> str:
     lines = ["| technique | what it does | settings |", "|---|---|---|"]
     for name, cls in TECHNIQUES.items():
         first = (sys.modules[cls.__module__].__doc__ or "").splitlines()[0].partition(": ")[2]
-        settings = ", ".join(f"`{f.name}={f.default}`" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+        settings = ", ".join(f"`{f.name}={f.default}`" for f in dataclasses.fields(cls))
         lines.append(f"| `{name}` | {first} | {settings} |")
     return "\n".join(lines)

@@ -91,7 +91,8 @@ def test_a_span_score_of_nothing_found_is_shown(tmp_path: Path, monkeypatch: pyt
     def row(name: str, engine: str, n_gold: int, n_predicted: int) -> dict[str, Any]:
         quality = {"intent_macro_f1": 0.5, "intent_accuracy": 0.5, "span_f1": 0.0, "n_flips": 1}
         quality |= {"n_gold_spans": n_gold, "n_predicted_spans": n_predicted}
-        return {"name": name, "engine": engine, "quality": quality, "size_bytes": 1, "latency": None}
+        tags = {"tags_entities": engine != "scikit-learn"}
+        return {"name": name, "engine": engine, "quality": quality, "size_bytes": 1, "latency": None} | tags
 
     rows = [row("dead", "numpy", 5, 0), row("svm", "scikit-learn", 5, 0), row("none", "numpy", 0, 0)]
     rows += [row("loud", "numpy", 0, 2), row("headless", "numpy", 5, 0) | {"tags_entities": False}]

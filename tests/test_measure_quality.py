@@ -210,12 +210,12 @@ def test_messages_without_intent_count_only_for_spans() -> None:
 
 
 def test_evaluate_asks_in_blocks_and_tells_progress() -> None:
-    messages = [Message(f"m{i}", "greet") for i in range(700)]
+    messages = [Message(f"m{i}", "greet") for i in range(130)]
     child, parent = (Scripted(*(answer(m.text, "greet") for m in messages)) for _ in range(2))
     told: list[tuple[int, int]] = []
     evaluate(child, messages, against=parent, n_bootstrap=2, progress=lambda done, total: told.append((done, total)))
-    assert parent.asked == child.asked == [512, 188]
-    assert told == [(512, 1400), (700, 1400), (1212, 1400), (1400, 1400)]
+    assert parent.asked == child.asked == [64, 64, 2]
+    assert told == [(n, 260) for n in (64, 128, 130, 194, 258, 260)]
 
 
 def test_evaluate_says_what_is_wrong() -> None:

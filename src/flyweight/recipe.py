@@ -21,7 +21,7 @@ from flyweight.errors import ConfigError, DataError, MissingExtraError
 from flyweight.export.fly import export_fly
 from flyweight.measure.latency import compare, ratio, single_thread
 from flyweight.measure.memory import disk_bytes, peak_rss_mb
-from flyweight.measure.quality import Quality, evaluate_answers
+from flyweight.measure.quality import Quality, ask, evaluate_answers
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.runtime.parser import load
@@ -115,7 +115,7 @@ def compress(
     measure: bool = True,
     progress: bool = True,
 ) -> NLUModel:
-    """Apply techniques in order; the temperature is fitted again after the last. Returns a new model.
+    """Apply techniques in order; the temperature is fitted again after each. Returns a new model.
 
     Receipts lie in `model.card.steps`, one a technique, and travel into the .fly file. measure=False leaves out their
     quality and latency. Errors: ConfigError, ParityError (a step's file does not answer like its model).
@@ -182,15 +182,11 @@ def make_receipt(
         quality: dict[str, Any] = {}
         latency_ms = parent_ms = None
         if parent_answers:
-            answers = []
-            with bar(f"measuring {name_of(step)}", len(messages), show=progress) as advance:
-                for start in range(0, len(messages), 64):
-                    batch = messages[start : start + 64]
-                    answers += nlu.answers([m.text for m in batch])
-                    advance(len(batch))
+            texts = [m.text for m in messages]
+            with bar(f"measuring {name_of(step)}", len(texts), show=progress) as advance:
+                answers = ask(nlu, texts, advance)
             quality = summary(evaluate_answers(answers, messages, against=parent_answers))
             with single_thread():
-                texts = [m.text for m in messages]
                 timed = compare({"parent": teacher.parse, "child": nlu.parse}, texts, n_calls=N_LATENCY_CALLS)
             latency_ms, parent_ms = timed["child"].mean_ms, timed["parent"].mean_ms
             quality["speedup"] = round(ratio(timed["parent"], timed["child"]).of_means, 3)

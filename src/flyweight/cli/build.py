@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from flyweight.cli import receipts, show
 from flyweight.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from flyweight.model.nlu import Pooling
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of whatever is random: splits, new weights ...")]
 
@@ -61,7 +64,7 @@ def train(
         found,
         base,
         settings,
-        pooling=pooling,  # type: ignore[arg-type]
+        pooling=cast("Pooling", pooling),
         max_tokens=max_tokens,
         device=device,
         out=out,

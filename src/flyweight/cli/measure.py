@@ -10,7 +10,7 @@ import typer
 
 from flyweight.cli import show
 from flyweight.errors import ConfigError, MissingExtraError
-from flyweight.report.comparison import Contender, ask_one, check_names, comparison
+from flyweight.report.comparison import Contender, check_names, comparison, timing
 
 SHOWN_FLIPS = 10
 
@@ -102,36 +102,13 @@ def bench(
     flyweight bench int8.fly 4bit.fly --calls 1000 --json
     """
     from flyweight.data.load import read_messages
-    from flyweight.measure.latency import compare, ratio, single_thread, throughput
     from flyweight.measure.machine import machine
-    from flyweight.measure.memory import disk_bytes, serving_memory
-    from flyweight.progress import bar
 
     if calls < 1:
         raise ConfigError(f"--calls is {calls}; allowed: at least 1")
     check_names([str(path) for path in models])
     texts = [m.text for m in read_messages(data, text_column=text_column, intent_column=intent_column)]
-    contenders = [open_model(path) for path in models]
-    one = {c.name: ask_one(c.model) for c in contenders}
-    with single_thread(), bar("timing", calls) as advance:
-        timed = compare(one, texts, n_calls=calls, progress=lambda *_: advance(1))
-        per_second = {c.name: throughput(c.model.answers, texts[:256]) for c in contenders}
-    parent = timed[contenders[0].name]
-    result: list[dict[str, Any]] = []
-    for c in contenders:
-        is_fly = c.path is not None and c.path.suffix == ".fly"
-        memory = serving_memory(c.path).resident_mb if is_fly and c.path else None
-        result.append(
-            {
-                "model": c.name,
-                "engine": c.engine,
-                **timed[c.name].to_dict(),
-                "speedup": ratio(parent, timed[c.name]).of_means,
-                "messages_per_second": per_second[c.name],
-                "size_bytes": disk_bytes(c.path) if c.path else None,
-                "serving_memory_mb": memory,
-            }
-        )
+    result = [found.to_dict() for found in timing([open_model(path) for path in models], texts, n_calls=calls)]
     if as_json:
         show.print_json({"machine": machine(), "threads": 1, "models": result})
         return

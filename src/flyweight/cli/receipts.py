@@ -33,6 +33,6 @@ def name_and_settings(name: str, settings: dict[str, Any]) -> str:
     """`codebook encoder=4 heads=none`: a technique and those of its settings that are not the default."""
     from flyweight.techniques import TECHNIQUES
 
-    defaults = {f.name: f.default for f in fields(TECHNIQUES[name])}  # type: ignore[arg-type]
+    defaults = {f.name: f.default for f in fields(TECHNIQUES[name])}
     changed = {k: v for k, v in settings.items() if v != defaults[k]}
     return " ".join([name, *(f"{k}={str(v).lower()}" for k, v in changed.items())])

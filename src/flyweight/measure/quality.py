@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # flyweight.answers loads the tokenizer; measuring does not n
     from flyweight.answers import Answer, Answerer
 
 N_BINS = 15  # equal-width bins of the calibration error, as in Guo et al. 2017, arXiv:1706.04599
-ANSWER_BLOCK = 512  # messages handed to a model at once, between two calls of `progress`
+ANSWER_BLOCK = 64  # messages handed to a model at once, between two calls of `progress`
 TEMPERATURES = (0.05, 20.0)
 
 
@@ -83,12 +83,20 @@ def evaluate(
 ) -> Quality:
     """Answer every message and score the answers against gold, and against the answers of a parent.
 
-    `progress(n_done, n_total)` is called after every 512 answers; with `against` each message is answered twice.
+    `progress(n_done, n_total)` is called after every 64 answers; with `against` each message is answered twice.
     `n_bootstrap` and `seed` are for the intervals of the losses. Errors: DataError without messages.
     """
-    n_total = len(messages) * (1 if against is None else 2)
-    parent = None if against is None else _ask(against, messages, progress, 0, n_total)
-    child = _ask(model, messages, progress, len(parent or ()), n_total)
+    texts = [m.text for m in messages]
+    n_done, n_total = 0, len(texts) * (1 if against is None else 2)
+
+    def report(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        if progress is not None:
+            progress(n_done, n_total)
+
+    parent = None if against is None else ask(against, texts, report)
+    child = ask(model, texts, report)
     return evaluate_answers(child, messages, against=parent, n_bootstrap=n_bootstrap, seed=seed)
 
 
@@ -245,18 +253,14 @@ def _golden_section(f: Callable[[float], float], low: float, high: float, n_step
     return (low + high) / 2
 
 
-def _ask(
-    model: Answerer,
-    messages: Sequence[Message],
-    progress: Callable[[int, int], None] | None,
-    n_before: int,
-    n_total: int,
-) -> list[Answer]:
+def ask(model: Answerer, texts: Sequence[str], report: Callable[[int], None] | None = None) -> list[Answer]:
+    """One answer a text, asked in blocks; `report(n)` is called after each block of n answers."""
     answers: list[Answer] = []
-    for first in range(0, len(messages), ANSWER_BLOCK):
-        answers += model.answers([m.text for m in messages[first : first + ANSWER_BLOCK]])
-        if progress is not None:
-            progress(n_before + len(answers), n_total)
+    for first in range(0, len(texts), ANSWER_BLOCK):
+        block = texts[first : first + ANSWER_BLOCK]
+        answers += model.answers(block)
+        if report is not None:
+            report(len(block))
     return answers
 
 

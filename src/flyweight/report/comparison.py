@@ -5,6 +5,7 @@ The first model is the parent: losses and flips are counted against it, speed-up
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 from flyweight.answers import Answer, Answerer
 from flyweight.data.messages import Message
 from flyweight.errors import ConfigError
-from flyweight.measure.latency import Latency, compare, ratio, single_thread
-from flyweight.measure.memory import disk_bytes
-from flyweight.measure.quality import Quality, evaluate_answers
+from flyweight.measure import memory
+from flyweight.measure.latency import Latency, compare, ratio, single_thread, throughput
+from flyweight.measure.quality import Quality, ask, evaluate_answers
 from flyweight.progress import bar
+
+N_THROUGHPUT = 256  # messages a model answers in batches
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,7 @@ def comparison(
     answers: list[list[Answer]] = []
     with bar("asking", len(texts) * len(contenders), show=progress) as advance:
         for c in contenders:
-            found: list[Answer] = []
-            for start in range(0, len(texts), 64):
-                found += c.model.answers(texts[start : start + 64])
-                advance(len(texts[start : start + 64]), note=c.name)
-            answers.append(found)
+            answers.append(ask(c.model, texts, functools.partial(advance, note=c.name)))
     timed: dict[str, Latency] = {}
     if n_latency_calls:
         calls = {c.name: ask_one(c.model) for c in contenders}
@@ -100,7 +99,7 @@ def comparison(
         quality = evaluate_answers(found, messages, against=answers[0] if i and c.child else None)
         latency = timed.get(c.name)
         speedup = ratio(timed[contenders[0].name], latency).of_means if latency else None
-        size_bytes = disk_bytes(c.path) if c.path else None
+        size_bytes = memory.disk_bytes(c.path) if c.path else None
         rows.append(Row(c.name, c.engine, c.tags_entities, quality, size_bytes, latency, speedup))
     return rows
 
@@ -115,3 +114,39 @@ def check_names(names: Sequence[str]) -> None:
 def ask_one(model: Answerer) -> Callable[[str], object]:
     """What is timed: one message in, one answer out."""
     return lambda text: model.answers([text])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time and memory of one model. speedup: the first model's mean time / this one's; memory of a .fly file only."""
+
+    model: str
+    engine: str
+    latency: Latency
+    speedup: float
+    messages_per_second: float
+    size_bytes: int | None
+    serving_memory_mb: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, the latency's figures beside the others."""
+        return {k: v for k, v in vars(self).items() if k != "latency"} | self.latency.to_dict()
+
+
+def timing(
+    contenders: Sequence[Contender], texts: Sequence[str], *, n_calls: int, progress: bool = True
+) -> list[Timing]:
+    """Latency (batch 1), throughput and serving memory, on one thread, interleaved. Errors: ConfigError (names)."""
+    check_names([c.name for c in contenders])
+    calls = {c.name: ask_one(c.model) for c in contenders}
+    with single_thread(), bar("timing", n_calls, show=progress) as advance:
+        timed = compare(calls, texts, n_calls=n_calls, progress=lambda *_: advance(1))
+        per_second = [throughput(c.model.answers, texts[:N_THROUGHPUT]) for c in contenders]
+    found = []
+    for c, rate in zip(contenders, per_second, strict=True):
+        latency = timed[c.name]
+        speedup = ratio(timed[contenders[0].name], latency).of_means
+        size_bytes = memory.disk_bytes(c.path) if c.path else None
+        serving_mb = memory.serving_memory(c.path).resident_mb if c.path and c.path.suffix == ".fly" else None
+        found.append(Timing(c.name, c.engine, latency, speedup, rate, size_bytes, serving_mb))
+    return found

@@ -34,6 +34,7 @@ class Technique(Protocol):
     """A frozen, keyword-only dataclass of at most 8 fields with `apply`; ZERO names settings that change nothing."""
 
     ZERO: ClassVar[dict[str, Any] | None]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init__(self, **settings: Any) -> None: ...
 
@@ -46,7 +47,7 @@ def technique(table: dict[str, type[Technique]], name: str, settings: dict[str, 
     """Build a technique by name; unknown names and settings are refused by name. Errors: ConfigError."""
     if name not in table:
         raise ConfigError(f"technique '{name}' is unknown; allowed: {', '.join(table)}")
-    allowed = [f.name for f in fields(table[name])]  # type: ignore[arg-type]
+    allowed = [f.name for f in fields(table[name])]
     unknown = [key for key in settings if key not in allowed]
     if unknown:
         raise ConfigError(f"{name} has no setting '{unknown[0]}'; allowed: {', '.join(allowed)}")
