@@ -1,0 +1,145 @@
+// flyweight._native.Tokenizer. src/flyweight/tokenizer.py reads tokenizer.json and hands its fields over.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <tuple>
+
+#include "tokenizer/tokenizer.h"
+
+namespace nb = nanobind;
+
+namespace flyweight {
+namespace {
+
+// The UTF-8 of a str, which keeps it as long as it lives.
+std::string_view view(nb::handle text) {
+  Py_ssize_t size = 0;
+  const char* bytes = PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
+  if (!bytes) {
+    PyErr_Clear();
+    throw std::invalid_argument("a token that is no Unicode text");
+  }
+  return {bytes, static_cast<std::size_t>(size)};
+}
+
+std::int32_t token_id(nb::handle number) {
+  const long id = PyLong_CheckExact(number.ptr()) ? PyLong_AsLong(number.ptr()) : -1;
+  if (id < 0 || id > 0x7FFFFFFF) {
+    PyErr_Clear();
+    throw std::invalid_argument("a token id that is no number below 2^31");
+  }
+  return static_cast<std::int32_t>(id);
+}
+
+// "a b" or ["a", "b"]
+std::pair<std::string_view, std::string_view> merge(nb::handle item) {
+  if (PyUnicode_Check(item.ptr())) {
+    const std::string_view both = view(item);
+    const std::size_t space = both.find(' ');
+    if (space == both.npos || both.find(' ', space + 1) != both.npos)
+      throw std::invalid_argument("a merge that is not two words");
+    return {both.substr(0, space), both.substr(space + 1)};
+  }
+  if (!PyList_Check(item.ptr()) || PyList_GET_SIZE(item.ptr()) != 2)
+    throw std::invalid_argument("a merge that is not two words");
+  return {view(PyList_GET_ITEM(item.ptr(), 0)), view(PyList_GET_ITEM(item.ptr(), 1))};
+}
+
+void make(Tokenizer* self, nb::dict vocab, nb::list added, nb::object normalizer, nb::object word_piece,
+          nb::object byte_level_bpe, std::vector<std::int32_t> before, std::vector<std::int32_t> after,
+          bool trim_offsets, bool trim_keeps_prefix_space, std::size_t max_tokens) {
+  TokenizerSpec spec;
+  spec.vocab.reserve(vocab.size());
+  PyObject *key, *value;
+  for (Py_ssize_t at = 0; PyDict_Next(vocab.ptr(), &at, &key, &value);)
+    spec.vocab.emplace_back(view(key), token_id(value));
+  for (nb::handle item : added) {
+    const auto [content, id, single_word, lstrip, rstrip, normalized] =
+        nb::cast<std::tuple<nb::str, nb::int_, bool, bool, bool, bool>>(item);
+    spec.added.push_back({std::string(view(content)), token_id(id), single_word, lstrip, rstrip, normalized});
+  }
+  spec.normalizes = !normalizer.is_none();
+  if (spec.normalizes) {
+    const auto [clean, cjk, strip, lower] = nb::cast<std::tuple<bool, bool, bool, bool>>(normalizer);
+    spec.normalizer = {clean, cjk, strip, lower};
+  }
+  spec.byte_level = !byte_level_bpe.is_none();
+  if (spec.byte_level == !word_piece.is_none())
+    throw std::invalid_argument("give word_piece or byte_level_bpe, one of them");
+  nb::tuple held;  // the views of unk_token and merges need their strings
+  if (spec.byte_level) {
+    held = nb::cast<nb::tuple>(byte_level_bpe);
+    for (nb::handle item : nb::cast<nb::list>(held[0])) spec.merges.push_back(merge(item));
+    spec.ignore_merges = nb::cast<bool>(held[1]);
+    spec.add_prefix_space = nb::cast<bool>(held[2]);
+    spec.use_regex = nb::cast<bool>(held[3]);
+  } else {
+    held = nb::cast<nb::tuple>(word_piece);
+    spec.unk_token = view(held[0]);
+    spec.prefix = view(held[1]);
+    spec.max_chars_per_word = nb::cast<std::size_t>(held[2]);
+  }
+  spec.before = std::move(before);
+  spec.after = std::move(after);
+  spec.trim_offsets = trim_offsets;
+  spec.trim_keeps_prefix_space = trim_keeps_prefix_space;
+  spec.max_tokens = max_tokens;
+  new (self) Tokenizer(spec);
+}
+
+template <class To>
+nb::object array(const std::vector<std::int32_t>& values) {
+  auto* copy = new To[values.size()];
+  std::copy(values.begin(), values.end(), copy);
+  nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<To*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, To, nb::ndim<1>>(copy, {values.size()}, owner));
+}
+
+// str or bytes -> (ids, first, words)
+nb::tuple encode(const Tokenizer& self, nb::handle text) {
+  static thread_local Encoding out;
+  if (PyBytes_Check(text.ptr())) {
+    self.encode({PyBytes_AS_STRING(text.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(text.ptr()))}, out);
+  } else if (!PyUnicode_Check(text.ptr())) {
+    throw nb::type_error("a message is str");
+  } else {
+    Py_ssize_t size = 0;
+    const char* const bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+    if (bytes) {
+      self.encode({bytes, static_cast<std::size_t>(size)}, out);
+    } else {  // half a surrogate pair: counts as U+FFFD
+      PyErr_Clear();
+      std::string repaired;
+      for (Py_ssize_t i = 0; i < PyUnicode_GetLength(text.ptr()); ++i) {
+        nb::object one = nb::steal(PyUnicode_Substring(text.ptr(), i, i + 1));
+        const char* const c = PyUnicode_AsUTF8AndSize(one.ptr(), &size);
+        if (c) repaired.append(c, static_cast<std::size_t>(size));
+        else PyErr_Clear(), repaired.append("\xEF\xBF\xBD");
+      }
+      self.encode(repaired, out);
+    }
+  }
+  nb::list words;
+  for (std::size_t i = 0; i < out.starts.size(); ++i) words.append(nb::make_tuple(out.starts[i], out.ends[i]));
+  return nb::make_tuple(array<std::int32_t>(out.ids), array<std::int64_t>(out.first), words);
+}
+
+}  // namespace
+}  // namespace flyweight
+
+void bind_tokenizer(nanobind::module_& m) {
+  using flyweight::Tokenizer;
+  nb::class_<Tokenizer>(m, "Tokenizer", "Text -> token ids and the words' spans; made by flyweight.tokenizer.")
+      .def("__init__", &flyweight::make, nb::arg("vocab"), nb::arg("added"), nb::kw_only(),
+           nb::arg("normalizer").none(), nb::arg("word_piece").none() = nb::none(),
+           nb::arg("byte_level_bpe").none() = nb::none(), nb::arg("before"), nb::arg("after"), nb::arg("trim_offsets"),
+           nb::arg("trim_keeps_prefix_space"), nb::arg("max_tokens"),
+           "The fields of a tokenizer.json; ValueError for what is not supported.")
+      .def("encode", &flyweight::encode, nb::arg("text"),
+           "(ids int32 with special tokens, first int64 index in ids of each word, words [start, end) in characters)");
+}
