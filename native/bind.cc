@@ -15,6 +15,8 @@
 namespace nb = nanobind;
 using namespace flyweight;
 
+void bind_tokenizer(nb::module_& m);  // native/tokenizer/bind_tokenizer.cc
+
 namespace {
 
 using Ints = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu, nb::ro>;
@@ -73,7 +75,6 @@ Config config_of(const nb::dict& from) {
   if (!from["buckets"].is_none()) {
     const auto buckets = nb::cast<Ints>(from["buckets"]);
     c.buckets.assign(buckets.data(), buckets.data() + buckets.size());
-    c.relative_buckets = field<int>(from, "relative_buckets");
   }
   return c;
 }
@@ -151,6 +152,7 @@ nb::tuple logits(const Model& model, const Ints& ids, const Ints& lengths, const
 }  // namespace
 
 NB_MODULE(_native, m) {
+  bind_tokenizer(m);
   m.def("levels", [] { return names(usable_levels()); },
         "Names of the instruction-set levels that this CPU can run, slowest first.");
   m.def("built", [] { return names(built_levels()); }, "Names of the levels that this build holds.");

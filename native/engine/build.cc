@@ -1,0 +1,189 @@
+// From what lies in the file to what the kernels take; every size is checked before it is used.
+#include "engine/build.h"
+
+#include <cmath>
+#include <stdexcept>
+
+namespace flyweight {
+namespace {
+
+[[noreturn]] void refuse(const std::string& name, const std::string& found) {
+  throw std::invalid_argument(name + ": " + found);
+}
+
+void expect(const std::string& name, const char* what, std::size_t found, std::size_t wanted) {
+  if (found != wanted) {
+    refuse(name, std::string(what) + " has " + std::to_string(found) + " entries; it must have " +
+                     std::to_string(wanted));
+  }
+}
+
+void expect_finite(const std::string& name, Span<float> values) {
+  for (std::size_t i = 0; i < values.size; ++i)
+    if (!std::isfinite(values.data[i])) refuse(name, "holds NaN or infinite values; weights must be finite");
+}
+
+const MatrixSource& source(const Matrices& matrices, const std::string& name, int rows, int columns) {
+  const auto found = matrices.find(name);
+  if (found == matrices.end()) refuse(name, "is missing");
+  const MatrixSource& m = found->second;
+  if (m.rows != rows || m.columns != columns) {
+    refuse(name, "is " + std::to_string(m.rows) + " x " + std::to_string(m.columns) + "; the model says " +
+                     std::to_string(rows) + " x " + std::to_string(columns));
+  }
+  if (m.columns > kMaxColumns) refuse(name, "has more than " + std::to_string(kMaxColumns) + " columns");
+  if (m.shift < -127 || m.shift > 127) refuse(name, "has a shift beyond +-127");
+  return m;
+}
+
+// `n` values repeated or spread to `padded` entries, zeros behind.
+Buffer<float> spread(const std::string& name, const char* what, Span<float> values, int n, int padded) {
+  if (values.size != 1) expect(name, what, values.size, std::size_t(n));
+  expect_finite(name, values);
+  Buffer<float> out{std::size_t(padded)};
+  for (int i = 0; i < n; ++i) out[std::size_t(i)] = values.data[values.size == 1 ? 0 : i];
+  return out;
+}
+
+std::size_t n_centres(const std::string& name, std::size_t table_size, int rows, int bits) {
+  // A shared table has at most 2^bits entries; otherwise every row has its own.
+  const std::size_t most = std::size_t(1) << bits;
+  const std::size_t tables = table_size <= most ? 1 : std::size_t(rows);
+  if (table_size == 0 || tables == 0 || table_size % tables || table_size / tables > most)
+    refuse(name, "its table has " + std::to_string(table_size) + " entries for codes of " + std::to_string(bits) + " bits");
+  return table_size / tables;
+}
+
+}  // namespace
+
+Linear make_linear(const Matrices& matrices, const std::string& name, int rows, int columns, const Kernels& kernels) {
+  const MatrixSource& from = source(matrices, name, rows, columns);
+  Linear to;
+  Matrix& m = to.matrix;
+  m.values = from.values;
+  m.rows = rows;
+  m.columns = columns;
+  m.data = from.data.data;
+  to.integer = from.integer;
+  const int padded = round_up(rows, kPanel);
+  if (from.bias.size) {
+    to.bias = spread(name, "bias", from.bias, rows, padded);
+    if (from.bias.size == 1 && rows != 1) refuse(name, "bias has 1 entry for " + std::to_string(rows) + " rows");
+  } else {
+    to.bias = Buffer<float>(std::size_t(padded));
+  }
+  m.bias = to.bias.get();
+  if (from.values == Values::float32) {
+    if (from.integer) refuse(name, "has float weights; int8 activations need integer weights");
+    expect(name, "data (bytes)", from.data.size, m.panel_bytes() * std::size_t(m.panels()));
+    expect_finite(name, {reinterpret_cast<const float*>(from.data.data), from.data.size / sizeof(float)});
+    return to;
+  }
+  if (!from.integer) refuse(name, "has integer weights; float activations need float weights");
+  if (from.values == Values::codes && from.bits != 1 && from.bits != 2 && from.bits != 4)
+    refuse(name, "has codes of " + std::to_string(from.bits) + " bits; products take 1, 2 or 4");
+  m.bits = from.values == Values::codes ? from.bits : 8;
+  m.shift = from.shift;
+  expect(name, "data (bytes)", from.data.size, m.panel_bytes() * std::size_t(m.panels()));
+  if (from.scale.size == 0) refuse(name, "has no scale");
+  to.scales = spread(name, "scale", from.scale, rows, padded);
+  m.scales = to.scales.get();
+  if (from.values == Values::codes) {
+    const std::size_t k = n_centres(name, from.table.size, rows, m.bits), held = std::size_t(1) << m.bits;
+    const std::size_t tables = from.table.size / k;
+    to.tables = Buffer<std::uint8_t>(kPanel * (tables == 1 ? 1 : std::size_t(padded)));
+    for (std::size_t r = 0; r < tables; ++r)
+      for (std::size_t i = 0; i < std::size_t(kPanel); ++i) {  // 2^bits entries, repeated to 16
+        const std::size_t code = i % held, at = code < k ? code : k - 1;
+        to.tables[r * kPanel + i] = std::uint8_t(from.table.data[r * k + at] + kernels.table_offset);
+      }
+    m.tables = to.tables.get();
+    m.table_stride = tables == 1 ? 0 : kPanel;
+  }
+  return to;
+}
+
+Lookup make_lookup(const Matrices& matrices, const std::string& name, int rows, int columns) {
+  const MatrixSource& from = source(matrices, name, rows, columns);
+  if (from.integer) refuse(name, "is looked up; its activations must be float");
+  Lookup to;
+  Embedding& e = to.embedding;
+  e.values = from.values;
+  e.rows = rows;
+  e.columns = columns;
+  e.data = from.data.data;
+  e.shift = from.shift;
+  e.bits = from.values == Values::float32 ? 32 : from.values == Values::int8 ? 8 : from.bits;
+  if (e.bits < 1 || (from.values == Values::codes && e.bits > 8)) refuse(name, "has codes of more than 8 or no bits");
+  e.row_bytes = (std::size_t(columns) * std::size_t(e.bits) + 7) / 8;
+  expect(name, "data (bytes)", from.data.size, e.row_bytes * std::size_t(rows));
+  if (from.values == Values::float32) {
+    expect_finite(name, {reinterpret_cast<const float*>(from.data.data), from.data.size / sizeof(float)});
+    return to;
+  }
+  const bool scaled = from.values == Values::int8 || from.table.size;
+  if (scaled) {
+    if (from.scale.size != 1) expect(name, "scale", from.scale.size, std::size_t(rows));
+    expect_finite(name, from.scale);
+  }
+  if (from.values == Values::int8) {
+    e.scales = from.scale.data;
+    e.scale_stride = from.scale.size == 1 ? 0 : 1;
+    return to;
+  }
+  const std::size_t size = from.table.size ? from.table.size : from.float_table.size;
+  const std::size_t k = n_centres(name, size, rows, e.bits), tables = size / k, held = std::size_t(1) << e.bits;
+  if (!from.table.size) expect_finite(name, from.float_table);
+  if (!from.table.size && k == held) {
+    e.table = from.float_table.data;
+  } else {  // codes beyond the table, which no sound file has, find its last centre
+    to.table = Buffer<float>(tables * held);
+    for (std::size_t r = 0; r < tables; ++r)
+      for (std::size_t i = 0; i < held; ++i) {
+        const std::size_t at = r * k + (i < k ? i : k - 1);
+        to.table[r * held + i] = from.table.size
+                                     ? float(from.table.data[at]) * from.scale.data[from.scale.size == 1 ? 0 : r]
+                                     : from.float_table.data[at];
+      }
+    e.table = to.table.get();
+  }
+  e.table_stride = tables == 1 ? 0 : held;
+  if (scaled && tables == 1 && from.scale.size != 1) refuse(name, "has one table and several scales");
+  return to;
+}
+
+PaddedNorm make_norm(const Vectors& vectors, const std::string& name, const Config& config) {
+  PaddedNorm to;
+  const int padded = round_up(config.hidden, kLanes);
+  const auto part = [&](const char* which) {
+    const std::string whole = name + "." + which;
+    const auto found = vectors.find(whole);
+    if (found == vectors.end()) refuse(whole, "is missing");
+    expect(whole, "vector", found->second.size, std::size_t(config.hidden));
+    return spread(whole, "vector", found->second, config.hidden, padded);
+  };
+  to.weight = part("weight");
+  to.bias = part("bias");
+  to.norm = {to.weight.get(), to.bias.get(), config.hidden, config.norm_eps};
+  return to;
+}
+
+Buffer<float> make_relative_bias(const Vectors& vectors, const std::string& name, const Config& config, int heads) {
+  const auto found = vectors.find(name);
+  if (found == vectors.end()) refuse(name, "is missing");
+  const std::size_t n_heads = std::size_t(heads), reach = std::size_t(config.max_positions);
+  const std::size_t n_buckets = n_heads ? found->second.size / n_heads : 0;
+  expect(name, "vector", found->second.size, n_buckets * n_heads);
+  expect_finite(name, found->second);
+  expect(name, "buckets", config.buckets.size(), 2 * reach - 1);
+  Buffer<float> to(n_heads * (2 * reach - 1) + kLanes);
+  for (std::size_t at = 0; at < 2 * reach - 1; ++at) {
+    const std::int32_t bucket = config.buckets[2 * reach - 2 - at];  // query - key ascending is key - query descending
+    if (n_heads && (bucket < 0 || std::size_t(bucket) >= n_buckets)) refuse(name, "bucket " + std::to_string(bucket) + " is unknown");
+    for (std::size_t h = 0; h < n_heads; ++h)
+      to[h * (2 * reach - 1) + at] = found->second.data[std::size_t(bucket) * n_heads + h];
+  }
+  return to;
+}
+
+}  // namespace flyweight

@@ -1,0 +1,15 @@
+// Checked construction of an engine's parts. Errors: std::invalid_argument.
+#pragma once
+
+#include <string>
+
+#include "engine/engine.h"
+
+namespace flyweight {
+
+Linear make_linear(const Matrices&, const std::string& name, int rows, int columns, const Kernels&);
+Lookup make_lookup(const Matrices&, const std::string& name, int rows, int columns);
+PaddedNorm make_norm(const Vectors&, const std::string& name, const Config&);
+Buffer<float> make_relative_bias(const Vectors&, const std::string& name, const Config&, int heads);
+
+}  // namespace flyweight

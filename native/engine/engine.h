@@ -1,0 +1,112 @@
+// A model that answers token ids with logits: the whole forward pass in one call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/buffer.h"
+#include "kernels/kernels.h"
+
+namespace flyweight {
+
+// Memory that somebody else owns (the mapped file) and keeps alive as long as the engine.
+template <class T>
+struct Span {
+  const T* data = nullptr;
+  std::size_t size = 0;
+};
+
+// A matrix as it lies in the file. Sizes are in elements; tables are int8 with a scale, or float32.
+struct MatrixSource {
+  Values values = Values::float32;
+  bool integer = false;  // int8 activations
+  int rows = 0, columns = 0, bits = 0, shift = 0;
+  Span<std::uint8_t> data;
+  Span<std::int8_t> table;
+  Span<float> float_table, scale, bias;
+};
+
+enum class Pooling : std::uint8_t { mean, cls, cls_tanh };
+
+struct Config {
+  int hidden = 0, head_size = 0, vocab_size = 0, max_positions = 0, n_intents = 0, n_tags = 0;
+  std::vector<int> heads, ffn;  // a layer each; 0: the part is gone, its bias and norm stay
+  Activation activation = Activation::gelu;
+  Pooling pooling = Pooling::mean;
+  float norm_eps = 0;
+  std::vector<std::int32_t> buckets;  // by distance key - query, from -(max_positions - 1) up; empty: no relative bias
+};
+
+using Matrices = std::map<std::string, MatrixSource>;
+using Vectors = std::map<std::string, Span<float>>;
+
+// A matrix ready to be multiplied: what must be laid out for the kernels is owned, the weights stay where they are.
+struct Linear {
+  Matrix matrix;
+  bool integer = false;
+  Buffer<float> scales, bias;
+  Buffer<std::uint8_t> tables;
+};
+
+struct Lookup {
+  Embedding embedding;
+  Buffer<float> table;
+};
+
+struct PaddedNorm {
+  Norm norm;
+  Buffer<float> weight, bias;
+};
+
+struct Layer {
+  int heads = 0, ffn = 0;
+  Linear qkv, out, up, down;
+  PaddedNorm attention_norm, ffn_norm;
+  Buffer<float> relative_bias;  // (heads, 2 max_positions - 1), the entry for query i and key j at reach - 1 + i - j
+};
+
+class Engine {
+ public:
+  // Errors: std::invalid_argument, one line, where sizes do not fit.
+  Engine(const Config&, const Matrices&, const Vectors&, const Kernels&);
+  ~Engine();
+
+  // ids of all messages one after another; lengths (n) tokens of each; first: of each word, the index of its first
+  // token within its message; n_words (n). intent (n, n_intents), tags (all words, n_tags).
+  // Any number of callers at a time. Errors: std::invalid_argument.
+  void logits(const std::int32_t* ids, const std::int32_t* lengths, int n, const std::int32_t* first,
+              const std::int32_t* n_words, int n_threads, float* intent, float* tags) const;
+
+  const Config& config() const { return config_; }
+  const char* level() const { return kernels_.name; }
+
+ private:
+  struct Workspace;
+  struct Group;
+  class Team;
+
+  void forward(const Group&, Workspace&, const Team&) const;
+  void linear(const Linear&, const float* x, int x_stride, int n, Activation, float* y, int y_stride, Workspace&,
+              const Team&) const;
+  void attention(const Layer&, const Group&, Workspace&, const Team&) const;
+  void heads(const Group&, Workspace&, const Team&) const;
+  std::unique_ptr<Workspace> workspace(int n_tokens, int n_threads) const;
+
+  Config config_;
+  const Kernels& kernels_;
+  Lookup words_, positions_;
+  PaddedNorm norm_;
+  std::vector<Layer> layers_;
+  Linear pooler_, intent_, tags_;
+  int width_ = 0;   // widest input of a matrix
+  int height_ = 0;  // most outputs of a matrix, and padded
+  mutable std::mutex idle_lock_;
+  mutable std::vector<std::unique_ptr<Workspace>> idle_;
+};
+
+}  // namespace flyweight

@@ -1,0 +1,136 @@
+// What every instruction-set level offers: one table of functions, one file a level.
+//
+// The scalar level is the specification; all others give the same bits. Three rules make that hold:
+//   integer sums are exact (int32), so any order of k or tokens is allowed;
+//   element-wise float arithmetic is IEEE (fma, division, square root; no approximations, -ffp-contract=off);
+//   float reductions have one order: 16 partial sums by index mod 16 and one tree (sums over features), or one
+//   ascending chain (softmax, attention, float32 matrices, mean over tokens).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace flyweight {
+
+constexpr int kPanel = 16;   // output rows of a weight panel
+constexpr int kPiece = 64;   // bytes of one row that lie together in a panel; columns are padded to 64 in activations
+constexpr int kBlock = 16;   // tokens of a block
+constexpr int kLanes = 16;   // floats of a vector at every level; partial sums of a reduction
+
+// sum_k |u8 weight| |int8 activation| <= 255 * 127 * 65536 = 2,122,383,360 < 2^31; float sums of q stay below 2^24.
+constexpr int kMaxColumns = 65536;
+
+constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+enum class Values : std::uint8_t { float32, int8, codes };
+enum class Activation : std::uint8_t { none, relu, gelu, gelu_tanh, tanh };
+
+// A matrix that is multiplied, W (rows, columns), in panels of 16 rows; P = ceil(rows / 16).
+//   float32  data float (P, columns, 16)
+//   int8     data int8 (P, ceil(columns / 64), 16, 64)
+//   codes    data uint8 (P, ceil(columns / (512 / bits)), 16, 64): plane j of byte i, its bits [j bits, (j + 1) bits),
+//            is the code of column 64 j + i of that piece
+// scales and bias have 16 P entries (0 beyond `rows`). tables: 16 bytes a row (2^bits centres, repeated), as centre +
+// Kernels::table_offset; table_stride is 16, or 0 where all rows share one.
+struct Matrix {
+  Values values = Values::float32;
+  int bits = 32;  // of a weight: 32, 8, or 4, 2, 1 for codes
+  int rows = 0, columns = 0;
+  const std::uint8_t* data = nullptr;
+  const std::uint8_t* tables = nullptr;
+  int table_stride = 0;
+  const float* scales = nullptr;
+  const float* bias = nullptr;
+  int shift = 0;  // int8: W = (q - shift) scale
+
+  int panels() const { return round_up(rows, kPanel) / kPanel; }
+  int pieces() const {  // 64-byte pieces of one row
+    const int held = values == Values::codes ? 512 / bits : kPiece;
+    return round_up(columns, held) / held;
+  }
+  std::size_t panel_bytes() const {
+    if (values == Values::float32) return std::size_t(columns) * kPanel * sizeof(float);
+    return std::size_t(pieces()) * kPanel * kPiece;
+  }
+};
+
+// A matrix whose rows are looked up, row by row as in the file.
+//   float32  values float (rows, columns)
+//   int8     values int8 (rows, columns), W = (q - shift) scale[r * scale_stride]
+//   codes    `bits` a code, lowest bit first, rows begin on byte borders; table float (1 or rows, 2^bits), scaled
+struct Embedding {
+  Values values = Values::float32;
+  int bits = 32;
+  int rows = 0, columns = 0;
+  std::size_t row_bytes = 0;
+  const std::uint8_t* data = nullptr;
+  const float* scales = nullptr;
+  int scale_stride = 0, shift = 0;
+  const float* table = nullptr;
+  std::size_t table_stride = 0;  // 2^bits, or 0 where all rows share one
+};
+
+struct Norm {
+  const float *weight = nullptr, *bias = nullptr;  // `columns` entries, padded to 16
+  int columns = 0;
+  float eps = 0;
+};
+
+// int8 activations of n_tokens tokens; q = round(x * 127 / absmax), x ~ q * scale.
+//   rows   (n_tokens, stride) token after token; columns beyond the matrix are zero, stride is a multiple of 64
+//   lanes  (blocks, stride / 4, 16, 4): four columns of 16 tokens together; a level may leave it unused
+//   sum    sum of q over the columns of a token: pays for weights that are stored with an offset
+struct Quantized {
+  std::int8_t* rows = nullptr;
+  std::int8_t* lanes = nullptr;
+  float* scale = nullptr;
+  std::int32_t* sum = nullptr;
+  int n_tokens = 0, stride = 0;
+};
+
+// Self-attention of one message. qkv (n, 3, heads, size) with token stride `qkv_stride`; out (n, heads, size).
+// bias: per head a row of 2 * reach - 1 floats, the entry for query i and key j at reach - 1 + i - j; or null.
+struct Attention {
+  const float* qkv = nullptr;
+  float* out = nullptr;
+  int qkv_stride = 0, out_stride = 0;
+  int n_tokens = 0, heads = 0, size = 0;
+  const float* bias = nullptr;
+  int reach = 0;
+  float* scratch = nullptr;  // attention_scratch(n_tokens, size) floats, 64-byte aligned
+};
+constexpr std::size_t attention_scratch(int n_tokens, int size) {
+  return std::size_t(kLanes) * (std::size_t(n_tokens) + std::size_t(size));
+}
+
+struct Kernels {
+  const char* name;
+  std::uint8_t table_offset;  // added to int8 centres when tables are laid out: 0, or 128 for unsigned weights
+
+  // x[t] = norm(words[ids[t]] + positions[places[t]])
+  void (*embed)(const Embedding& words, const Embedding& positions, const std::int32_t* ids,
+                const std::int32_t* places, int n_tokens, const Norm&, float* x, int stride);
+  // x[t] = norm(x[t] + y[t]); y_stride 0 adds one vector to all tokens
+  void (*add_norm)(float* x, int stride, const float* y, int y_stride, int n_tokens, const Norm&);
+  // tokens [from, to) of x (n_tokens, stride) -> out; `from` a multiple of 16, `to` one too or the last token
+  void (*quantize)(const float* x, int stride, int columns, const Quantized& out, int from, int to);
+  // y[t, r] = activation(fma(float(sum), scale_x[t] * scale_w[r], bias[r])) for the rows of panels [from, to)
+  void (*multiply)(const Matrix&, const Quantized&, int from, int to, Activation, float* y, int y_stride);
+  // y[t, r] = activation(chain over k of fma(x[t, k], W[r, k]) + bias[r])
+  void (*multiply_float)(const Matrix&, const float* x, int x_stride, int n_tokens, int from, int to, Activation,
+                         float* y, int y_stride);
+  // heads [from, to) of one message
+  void (*attend)(const Attention&, int from, int to);
+  // out[f] = (sum over tokens of x[t, f]) / n_tokens
+  void (*mean)(const float* x, int stride, int n_tokens, int columns, float* out);
+};
+
+// The levels, slowest first; null where the compiler or the architecture has none.
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avxvnni_kernels();
+const Kernels* avx512vnni_kernels();
+const Kernels* amx_kernels();
+const Kernels* neon_kernels();
+
+}  // namespace flyweight
