@@ -21,6 +21,13 @@ class AddedTokens {
     auto& bucket = by_first_byte_[static_cast<unsigned char>(token.content[0])];
     for (const AddedToken& other : bucket)
       if (other.content == token.content) throw std::invalid_argument("two added tokens that match the same text");
+    // White space that one token strips and another one begins with would belong to both.
+    const char* p = token.content.data();
+    const char* q = p + token.content.size();
+    spaced_ |= unicode::is(unicode::next(p), unicode::kSpace) || unicode::is(unicode::previous(q), unicode::kSpace);
+    strips_ |= token.lstrip || token.rstrip;
+    if (spaced_ && strips_)
+      throw std::invalid_argument("an added token with white space at its edge beside one with lstrip or rstrip");
     const auto shorter = [&](const AddedToken& other) { return other.content.size() < token.content.size(); };
     bucket.insert(std::find_if(bucket.begin(), bucket.end(), shorter), token);
     any_ = true;
@@ -87,7 +94,7 @@ class AddedTokens {
   }
 
   std::array<std::vector<AddedToken>, 256> by_first_byte_;  // longest first
-  bool any_ = false;
+  bool any_ = false, spaced_ = false, strips_ = false;
 };
 
 }  // namespace flyweight

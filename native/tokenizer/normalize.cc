@@ -48,10 +48,10 @@ bool read(std::string_view text, std::uint32_t first_char, const BertNormalizer&
   std::uint32_t source = first_char;
   for (const char* p = text.data(); p != text.data() + text.size(); ++source) {
     char32_t c = u::next(p);
-    const std::uint16_t flags = u::class_of(c).flags;
+    std::uint16_t flags = u::class_of(c).flags;
     if (options.clean_text) {
       if (flags & u::kControl) continue;
-      if (flags & u::kSpace) c = ' ';
+      if (flags & u::kSpace) c = ' ', flags = u::kSpace;  // U+2000 would decompose
     }
     const bool spaced = options.handle_chinese_chars && (flags & u::kCjk);
     if (spaced) out.chars.push_back({' ', source, false});

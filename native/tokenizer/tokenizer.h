@@ -24,7 +24,7 @@ struct Encoding {
 };
 
 struct AddedToken {
-  std::string content;  // without surrounding white space
+  std::string content;
   std::int32_t id = 0;
   bool single_word = false, lstrip = false, rstrip = false;
   bool normalized = false;  // matches the normalized text, after going through the normalizer itself

@@ -61,6 +61,12 @@ class Tokenizer:
             self._package = _open_package(source, max_tokens, self.refusal)
             self._vocab_size = int(self._package.get_vocab_size(with_added_tokens=True))
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, int]]:
+        return type(self), (self.source, self.max_tokens)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
+        return self  # nothing about it changes
+
     @classmethod
     def from_file(cls, path: Path, max_tokens: int) -> Tokenizer:
         """Read a tokenizer.json."""
@@ -137,7 +143,7 @@ class _UnsupportedError(Exception):
 def _native_class() -> Any:
     try:
         return importlib.import_module("flyweight._native").Tokenizer
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # or built before there was a native tokenizer
         raise _UnsupportedError("flyweight._native was not built") from error
 
 
@@ -333,8 +339,6 @@ def _added_tokens(tokens: list[Any], vocab: dict[str, int]) -> list[tuple[str, i
     ids: dict[str, int] = {}
     for token in found:
         content = token["content"]
-        if content.strip() != content and any(t["lstrip"] or t["rstrip"] for t in found):
-            raise _UnsupportedError(f"added token {content!r} has white space at its edge, beside lstrip or rstrip")
         # `tokenizers` gives a new token the next free number, whatever the file says.
         free = max(len(vocab), max(ids.values(), default=-1) + 1)
         if token["id"] != vocab.get(content, free) or token["id"] in ids.values() or content in ids:
