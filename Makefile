@@ -7,7 +7,7 @@ NATIVE_SOURCES := $(shell find native -mindepth 1 -not -name '.*')# folders too:
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 # Without a compiler flyweight is installed in pure Python; with one, C++ that does not compile is an error.
 COMPILER := $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++)
-EDITABLE := $(if $(COMPILER),FLYWEIGHT_REQUIRE_NATIVE=1) $(PIP) --no-build-isolation
+EDITABLE := $(if $(COMPILER),CXX=$${CXX:-$(COMPILER)} FLYWEIGHT_REQUIRE_NATIVE=1) $(PIP) --no-build-isolation
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DFLYWEIGHT_PYTHON=OFF -DFLYWEIGHT_TESTS=ON -S native
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1

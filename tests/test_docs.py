@@ -32,8 +32,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def folders() -> list[str]:
-    """Folders a newcomer sees: packages with Python files below src/flyweight, and the top level."""
+    """Folders a newcomer sees: packages with Python files below src/flyweight, those of native/, and the top level."""
     packages = {p.parent for p in (ROOT / "src" / "flyweight").glob("*/*.py")}
+    packages |= {p.parent for kind in ("*.cc", "*.cmake") for p in (ROOT / "native").rglob(kind)}
     top = {ROOT / "tests", ROOT / "benchmarks", ROOT / "docs"}
     return sorted(f"{p.relative_to(ROOT)}/" for p in packages | top)
 
