@@ -100,6 +100,11 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
     m.tables = to.tables.get();
     m.table_stride = tables == 1 ? 0 : kPanel;
   }
+  if (kernels.row_sums) {
+    to.sums = Buffer<std::int32_t>(std::size_t(padded));
+    kernels.row_sums(m, to.sums.get());
+    m.sums = to.sums.get();
+  }
   return to;
 }
 

@@ -51,6 +51,7 @@ struct Linear {
   bool integer = false;
   Buffer<float> scales, bias;
   Buffer<std::uint8_t> tables;
+  Buffer<std::int32_t> sums;
 };
 
 struct Lookup {

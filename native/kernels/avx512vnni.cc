@@ -1,13 +1,13 @@
-// AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): vpdpbusd multiplies unsigned weights (weight + 128) by int8
-// activations; 128 * sum(activations) is subtracted from the exact sum.
+// AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): vpdpbusd multiplies unsigned activations (q + 128) by int8
+// weights; 128 * (sum of the row's weights), known from loading, is subtracted from the exact sum.
 //
 // Two orientations, the same sums:
 //   k in lanes       for few tokens: a vector holds 64 columns of one row; sums are added across lanes at the end.
 //                    Work is proportional to the tokens.
-//   tokens in lanes  for 16 tokens: a vector holds four columns of 16 tokens, weights are broadcast four at a time.
-//                    Nothing to add across lanes; 1 to 3 blocks share one broadcast. The next unit of weights is
-//                    decoded into a small ring between the products, so that decoding and memory cost no time of
-//                    their own.
+//   tokens in lanes  for 16 tokens: a vector holds four columns of 16 tokens, four weights are broadcast by the product
+//                    itself (an embedded broadcast: free, where one into a register costs a third). int8 weights are
+//                    read where they lie; the next unit of codes is decoded between the products, so that decoding
+//                    and memory cost little time of their own.
 #include <immintrin.h>
 
 #include "kernels/kernels.h"
@@ -18,10 +18,9 @@ namespace {
 #include "kernels/avx512.inc"
 #include "kernels/floats.inc"
 
-constexpr int kUnsigned = 128;
-constexpr int kAhead = 4096;      // bytes that weights are prefetched ahead of decoding
-constexpr int kMostInK = 5;       // tokens of one pass with k in lanes: 4 rows x 5 sums, 4 tables, 4 pieces of 32 registers
-constexpr int kFewest = 12;       // tokens from which a block is computed with tokens in lanes
+constexpr int kAhead = 4096;  // bytes that weights are prefetched ahead of their use
+constexpr int kMostInK = 5;   // tokens of one pass with k in lanes: 4 rows x 5 sums, 4 tables, 4 pieces of 32 registers
+constexpr int kFewest = 15;   // tokens from which a block is computed with tokens in lanes
 
 // Tokens that go with tokens in lanes: whole blocks, and a last one that is full enough.
 inline int in_lanes(int n_tokens) {
@@ -30,30 +29,53 @@ inline int in_lanes(int n_tokens) {
 }
 
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
-  for (int t = from; t < to; ++t)
-    quantize_token(x + std::size_t(t) * stride, columns, out.stride, out.rows + std::size_t(t) * out.stride,
-                   out.scale + t, out.sum + t);
+  const __m512i offset = _mm512_set1_epi8(char(kUnsigned));
+  for (int t = from; t < to; ++t) {
+    std::int8_t* q = out.rows + std::size_t(t) * out.stride;
+    quantize_token(x + std::size_t(t) * stride, columns, out.stride, q, out.scale + t, out.sum + t);
+    for (int k = 0; k < out.stride; k += kPiece)
+      _mm512_storeu_si512(q + k, _mm512_xor_si512(_mm512_loadu_si512(q + k), offset));
+  }
   const int packed = in_lanes(out.n_tokens);
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
 }
 
-// One row's 64-byte piece -> 8 / bits vectors of 64 unsigned weights each.
 template <int bits>
-inline void decode(__m512i piece, __m512i table, __m512i (&w)[8 / bits]) {
-  if constexpr (bits == 8) {
-    w[0] = _mm512_xor_si512(piece, table);  // the "table" is 128 in every byte: int8 -> unsigned
-  } else {
-    for (int j = 0; j < 8 / bits; ++j) {
-      w[j] = _mm512_permutexvar_epi8(piece, table);
-      piece = _mm512_srli_epi16(piece, bits);
+void sums_of_rows(const Matrix& m, std::int32_t* sums) {
+  const int n_planes = round_up(m.columns, kPiece) / kPiece;
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int row = 0; row < m.panels() * kPanel; ++row) {
+    const std::uint8_t* piece = m.data + m.panel_bytes() * (row / kPanel) + row % kPanel * kPiece;
+    const __m512i table = decoding_table<bits>(m, row);
+    __m512i sum = _mm512_setzero_si512();
+    for (int plane = 0; plane < n_planes; plane += 8 / bits, piece += kPanel * kPiece) {
+      __m512i w[8 / bits];
+      decode<bits>(_mm512_loadu_si512(piece), table, w);
+      for (int j = 0; j < 8 / bits && plane + j < n_planes; ++j) sum = _mm512_dpbusd_epi32(sum, ones, w[j]);
     }
+    sums[row] = _mm512_reduce_add_epi32(sum);
   }
 }
 
-template <int bits>
-inline __m512i decoding_table(const Matrix& m, int row) {
-  if constexpr (bits == 8) return _mm512_set1_epi8(char(0x80));
-  return row_table(m, row);
+void row_sums(const Matrix& m, std::int32_t* sums) {
+  switch (m.bits) {
+    case 8: return sums_of_rows<8>(m, sums);
+    case 4: return sums_of_rows<4>(m, sums);
+    case 2: return sums_of_rows<2>(m, sums);
+    default: return sums_of_rows<1>(m, sums);
+  }
+}
+
+// sum += u8 activations times int8 weights. As assembly: gcc 12 moves its accumulators about and spills them.
+inline void add_product(__m512i& sum, __m512i activations, __m512i weights) {
+  __asm__("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(weights), "v"(activations));
+}
+
+typedef std::int32_t Four __attribute__((may_alias));  // four int8 weights
+
+// The same with four weights that are broadcast from memory.
+inline void add_product(__m512i& sum, __m512i activations, const std::uint8_t* weights) {
+  __asm__("vpdpbusd %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*reinterpret_cast<const Four*>(weights)), "v"(activations));
 }
 
 // k in lanes ---------------------------------------------------------------------------------------------------------
@@ -75,41 +97,59 @@ inline __m512i add_groups(const __m512i* g) {
 template <int bits, int NT>
 inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token, float* y, int y_stride) {
   constexpr int planes = 8 / bits;
-  const int n_planes = x.stride / kPiece, n_units = m.pieces();
+  const int n_planes = x.stride / kPiece, whole = n_planes / planes;
   const std::uint8_t* data = m.data + m.panel_bytes() * panel;
   const std::int8_t* q = x.rows + std::size_t(token) * x.stride;
   const std::size_t ahead = m.panel_bytes();
   __m512i partial[NT][4];
   for (int g = 0; g < 4; ++g) {
     __m512i sum[4][NT], table[4];
+#pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
       table[r] = decoding_table<bits>(m, panel * kPanel + 4 * g + r);
+#pragma GCC unroll 8
       for (int t = 0; t < NT; ++t) sum[r][t] = _mm512_setzero_si512();
     }
     const std::uint8_t* piece = data + g * 4 * kPiece;
-    const auto unit = [&](int first, int count) __attribute__((always_inline)) {
-      __m512i w[4][planes];
+    const std::int8_t* columns = q;
+    const auto unit = [&](int count) __attribute__((always_inline)) {
+      __m512i w[4];
+#pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         _mm_prefetch(reinterpret_cast<const char*>(piece + r * kPiece + ahead), _MM_HINT_T0);
-        decode<bits>(_mm512_loadu_si512(piece + r * kPiece), table[r], w[r]);
+        w[r] = _mm512_loadu_si512(piece + r * kPiece);
       }
 #pragma GCC unroll 8
       for (int j = 0; j < planes; ++j) {
         if (j >= count) break;
-        const std::int8_t* columns = q + std::size_t(first + j) * kPiece;
-        for (int t = 0; t < NT; ++t) {
-          const __m512i v = _mm512_loadu_si512(columns + std::size_t(t) * x.stride);
-          for (int r = 0; r < 4; ++r) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], w[r][j], v);
+        __m512i v[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+          if constexpr (bits == 8) {
+            v[r] = w[r];
+          } else {
+            v[r] = _mm512_permutexvar_epi8(w[r], table[r]);
+            if (j + 1 < planes) w[r] = _mm512_srli_epi16(w[r], bits);
+          }
         }
+#pragma GCC unroll 8
+        for (int t = 0; t < NT; ++t) {
+          const __m512i u = _mm512_loadu_si512(columns + std::size_t(t) * x.stride);
+#pragma GCC unroll 4
+          for (int r = 0; r < 4; ++r) add_product(sum[r][t], u, v[r]);
+        }
+        columns += kPiece;
       }
       piece += kPanel * kPiece;
     };
-    const int whole = n_planes / planes;
-    for (int u = 0; u < whole; ++u) unit(u * planes, planes);
-    if (whole < n_units) unit(whole * planes, n_planes - whole * planes);
+    for (int u = 0; u < whole; ++u) unit(planes);
+    if constexpr (planes > 1) {
+      if (whole * planes < n_planes) unit(n_planes - whole * planes);
+    }
+#pragma GCC unroll 8
     for (int t = 0; t < NT; ++t) partial[t][g] = add_lanes(sum[0][t], sum[1][t], sum[2][t], sum[3][t]);
   }
-  const Finish finish(m, panel, kUnsigned);
+  const Finish finish(m, panel);
   for (int t = 0; t < NT; ++t)
     finish(add_groups(partial[t]), x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
 }
@@ -132,89 +172,111 @@ inline void some_tokens(const Matrix& m, const Quantized& x, int panel, int toke
 
 // tokens in lanes ----------------------------------------------------------------------------------------------------
 
-// Decodes one row's piece of a unit into the ring: planes of (16 rows, 64 columns).
+// Four columns of 16 tokens by 16 rows; w points at the columns of row 0, rows lie 64 bytes apart.
+inline void add_products(__m512i (&sum)[16], const std::int8_t* columns, const std::uint8_t* w) {
+  const __m512i v = _mm512_load_si512(columns);
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) add_product(sum[r], v, w + r * kPiece);
+}
+
+inline void clear(__m512i (&sum)[16]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) sum[r] = _mm512_setzero_si512();
+}
+
+inline void store(__m512i* to, const __m512i (&sum)[16]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) to[r] = sum[r];
+}
+
+// The sums of one panel and one block, (16 rows, 16 tokens), given int8 weights as planes of (16 rows, 64 columns).
+inline void multiply_planes(__m512i* sums, const std::uint8_t* w, int n_planes, const std::int8_t* columns) {
+  __m512i sum[16];  // apart from `sums`, so that they stay in registers
+  clear(sum);
+  for (int plane = 0; plane < n_planes; ++plane, w += kPanel * kPiece)
+    for (int i = 0; i < 16; ++i, columns += kPiece) {
+      _mm_prefetch(reinterpret_cast<const char*>(w + kAhead + i * kPiece), _MM_HINT_T0);
+      add_products(sum, columns, w + 4 * i);
+    }
+  store(sums, sum);
+}
+
+// Decodes one row's piece of a unit into planes of (16 rows, 64 columns).
 template <int bits>
-inline void decode_to(std::uint8_t* ring, const Matrix& m, const std::uint8_t* unit, int row, int panel) {
+inline void decode_to(std::uint8_t* planes, const Matrix& m, const std::uint8_t* unit, int row, int panel) {
   __m512i w[8 / bits];
   const std::uint8_t* piece = unit + row * kPiece;
   _mm_prefetch(reinterpret_cast<const char*>(piece + kAhead), _MM_HINT_T0);
-  decode<bits>(_mm512_loadu_si512(piece), decoding_table<bits>(m, panel * kPanel + row), w);
-  for (int j = 0; j < 8 / bits; ++j) _mm512_store_si512(ring + j * kPanel * kPiece + row * kPiece, w[j]);
+  decode<bits>(_mm512_loadu_si512(piece), row_table(m, panel * kPanel + row), w);
+#pragma GCC unroll 8
+  for (int j = 0; j < 8 / bits; ++j) _mm512_store_si512(planes + j * kPanel * kPiece + row * kPiece, w[j]);
 }
 
-// Sums of rows [first, first + ROWS) of a panel and NB blocks of tokens -> sums (NB, 16 rows, 16 tokens).
-template <int bits, int ROWS, int NB>
-inline void blocks_of_tokens(const Matrix& m, const Quantized& x, int panel, int first, int block,
-                             std::int32_t* sums) {
-  constexpr int planes = 8 / bits, unit_bytes = planes * kPanel * kPiece, steps = planes * 16;
-  alignas(64) std::uint8_t ring[2 * unit_bytes];
-  const int n_planes = x.stride / kPiece, n_units = m.pieces();
-  const std::uint8_t* data = m.data + m.panel_bytes() * panel;
-  const std::size_t block_bytes = std::size_t(kBlock) * x.stride;
-  const std::int8_t* columns = x.lanes + block * block_bytes;
-  __m512i sum[ROWS][NB];
-  for (int r = 0; r < ROWS; ++r)
-    for (int b = 0; b < NB; ++b) sum[r][b] = _mm512_setzero_si512();
-  for (int r = 0; r < ROWS; ++r) decode_to<bits>(ring, m, data, first + r, panel);
-  for (int u = 0; u < n_units; ++u) {
-    const std::uint8_t* now = ring + (u & 1) * unit_bytes + first * kPiece;
-    std::uint8_t* later = ring + (~u & 1) * unit_bytes;
-    const bool more = u + 1 < n_units;
-    const std::uint8_t* next = data + std::size_t(u + 1) * kPanel * kPiece;
-    for (int j = 0; j < planes && u * planes + j < n_planes; ++j) {
-      for (int i = 0; i < 16; ++i) {  // four columns of the plane
-        const int step = j * 16 + i;
-        if (more && step % (steps / ROWS) == 0) decode_to<bits>(later, m, next, first + step / (steps / ROWS), panel);
-        __m512i v[NB];
-#pragma GCC unroll 3
-        for (int b = 0; b < NB; ++b) v[b] = _mm512_load_si512(columns + b * block_bytes);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-          std::int32_t four;
-          __builtin_memcpy(&four, now + r * kPiece + 4 * i, 4);
-          const __m512i w = _mm512_set1_epi32(four);
-#pragma GCC unroll 3
-          for (int b = 0; b < NB; ++b) sum[r][b] = _mm512_dpbusd_epi32(sum[r][b], w, v[b]);
-        }
-        columns += kPiece;
+// Decoded codes: a ring of two units, and which of them is multiplied next. A unit is what one piece a row holds:
+// 8 / bits planes of (16 rows, 64 columns).
+template <int bits>
+struct Ring {
+  static constexpr int unit_bytes = 8 / bits * kPanel * kPiece;
+  alignas(64) std::uint8_t units[2 * unit_bytes];
+  int turn = 0;
+  std::uint8_t* now() { return units + turn * unit_bytes; }
+  std::uint8_t* later() { return units + (turn ^ 1) * unit_bytes; }
+};
+
+// The same from codes whose first unit is decoded already: each further unit is decoded while the one before is
+// multiplied, and at the end the first of `next_panel`.
+template <int bits>
+inline void multiply_codes(__m512i* sums, const Matrix& m, int panel, int next_panel, int n_planes,
+                           const std::int8_t* columns, Ring<bits>& ring) {
+  constexpr int held = 8 / bits;
+  const std::uint8_t* unit = m.data + m.panel_bytes() * panel;
+  __m512i sum[16];
+  clear(sum);
+  for (int left = n_planes; left > 0; left -= held, ring.turn ^= 1) {
+    const std::uint8_t* now = ring.now();
+    std::uint8_t* later = ring.later();
+    const bool last = left <= held;
+    unit = last ? m.data + m.panel_bytes() * next_panel : unit + kPanel * kPiece;
+    const int count = last ? left : held, decoded = last ? next_panel : panel;
+    for (int row = 0; row < kPanel; ++row) {  // a row of the next unit for every `count` vectors of columns
+      decode_to<bits>(later, m, unit, row, decoded);
+      for (int j = 0; j < count; ++j, columns += kPiece) {
+        const int at = row * count + j;
+        add_products(sum, columns, now + at / 16 * kPanel * kPiece + at % 16 * 4);
       }
-      now += kPanel * kPiece;
     }
   }
-  for (int b = 0; b < NB; ++b)
-    for (int r = 0; r < ROWS; ++r)
-      _mm512_store_si512(sums + (b * kPanel + first + r) * kBlock, sum[r][b]);
+  store(sums, sum);
 }
 
-template <int bits, int NB>
-inline void many_tokens(const Matrix& m, const Quantized& x, int panel, int block, float* y, int y_stride) {
-  alignas(64) std::int32_t sums[NB * kPanel * kBlock];
-  if constexpr (NB == 1) {
-    blocks_of_tokens<bits, 16, 1>(m, x, panel, 0, block, sums);
-  } else {
-    blocks_of_tokens<bits, 8, NB>(m, x, panel, 0, block, sums);
-    blocks_of_tokens<bits, 8, NB>(m, x, panel, 8, block, sums);
-  }
-  const Finish finish(m, panel, kUnsigned);
-  for (int b = 0; b < NB; ++b) {
-    __m512i s[16];
-    for (int r = 0; r < 16; ++r) s[r] = _mm512_load_si512(sums + (b * kPanel + r) * kBlock);
-    transpose(s);
-    const int token = (block + b) * kBlock, n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
+template <int bits>
+inline void blocks(const Matrix& m, const Quantized& x, int n_blocks, int panel, int next_panel, Ring<bits>& ring,
+                   float* y, int y_stride) {
+  const int n_planes = x.stride / kPiece;
+  const Finish finish(m, panel);
+  for (int b = 0; b < n_blocks; ++b) {
+    const std::int8_t* columns = x.lanes + std::size_t(b) * kBlock * x.stride;
+    __m512i sum[16];
+    if constexpr (bits == 8) {
+      multiply_planes(sum, m.data + m.panel_bytes() * panel, n_planes, columns);
+    } else {
+      multiply_codes<bits>(sum, m, panel, b + 1 < n_blocks ? panel : next_panel, n_planes, columns, ring);
+    }
+    transpose(sum);
+    const int token = b * kBlock, n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
     for (int t = 0; t < n; ++t)
-      finish(s[t], x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
+      finish(sum[t], x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
   }
 }
 
 template <int bits>
 void multiply_form(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
-  const int lanes = in_lanes(x.n_tokens), blocks = (lanes + kBlock - 1) / kBlock;
+  const int lanes = in_lanes(x.n_tokens), n_blocks = (lanes + kBlock - 1) / kBlock;
+  Ring<bits> ring;
+  if (bits != 8 && n_blocks && from < to && m.columns)
+    for (int r = 0; r < kPanel; ++r) decode_to<bits>(ring.now(), m, m.data + m.panel_bytes() * from, r, from);
   for (int panel = from; panel < to; ++panel) {
-    int block = 0;
-    for (; blocks - block >= 3 && blocks - block != 4; block += 3)
-      many_tokens<bits, 3>(m, x, panel, block, y, y_stride);
-    for (; blocks - block >= 2; block += 2) many_tokens<bits, 2>(m, x, panel, block, y, y_stride);
-    if (block < blocks) many_tokens<bits, 1>(m, x, panel, block, y, y_stride);
+    blocks<bits>(m, x, n_blocks, panel, panel + 1 < to ? panel + 1 : panel, ring, y, y_stride);
     some_tokens<bits>(m, x, panel, lanes, y, y_stride);
     activate(a, y + panel * kPanel, y_stride, x.n_tokens);
   }
@@ -229,8 +291,8 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
   }
 }
 
-constexpr Kernels kKernels = {"avx512-vnni", kUnsigned,      embed,  add_norm, quantize,
-                              multiply,      multiply_float, attend, mean};
+constexpr Kernels kKernels = {"avx512-vnni", 0,      embed, add_norm, quantize, multiply,
+                              multiply_float, attend, mean,  row_sums};
 
 }  // namespace
 

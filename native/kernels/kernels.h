@@ -41,7 +41,8 @@ struct Matrix {
   int table_stride = 0;
   const float* scales = nullptr;
   const float* bias = nullptr;
-  int shift = 0;  // int8: W = (q - shift) scale
+  const std::int32_t* sums = nullptr;  // what Kernels::row_sums said, 16 P entries; null where a level needs none
+  int shift = 0;                       // int8: W = (q - shift) scale
 
   int panels() const { return round_up(rows, kPanel) / kPanel; }
   int pieces() const {  // 64-byte pieces of one row
@@ -76,8 +77,8 @@ struct Norm {
   float eps = 0;
 };
 
-// int8 activations of n_tokens tokens; q = round(x * 127 / absmax), x ~ q * scale.
-//   rows   (n_tokens, stride) token after token; columns beyond the matrix are zero, stride is a multiple of 64
+// int8 activations of n_tokens tokens; q = round(x * 127 / absmax), x ~ q * scale. A level may store q + 128.
+//   rows   (n_tokens, stride) token after token; columns beyond the matrix hold q = 0, stride is a multiple of 64
 //   lanes  (blocks, stride / 4, 16, 4): four columns of 16 tokens together; a level may leave it unused
 //   sum    sum of q over the columns of a token: pays for weights that are stored with an offset
 struct Quantized {
@@ -123,6 +124,9 @@ struct Kernels {
   void (*attend)(const Attention&, int from, int to);
   // out[f] = (sum over tokens of x[t, f]) / n_tokens
   void (*mean)(const float* x, int stride, int n_tokens, int columns, float* out);
+  // The integer weights of each row added up, padding included: what a level needs that multiplies activations + 128;
+  // null elsewhere.
+  void (*row_sums)(const Matrix&, std::int32_t* sums);
 };
 
 // The levels, slowest first; null where the compiler or the architecture has none.

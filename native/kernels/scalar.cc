@@ -148,7 +148,7 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
 }
 
 constexpr Kernels kKernels = {"scalar", 0,        embed,          add_norm, quantize,
-                              multiply, multiply_float, attend, mean};
+                              multiply, multiply_float, attend, mean,   nullptr};
 
 }  // namespace
 
