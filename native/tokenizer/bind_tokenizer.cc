@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/unicode.h"
 
 namespace nb = nanobind;
 
@@ -100,30 +101,32 @@ nb::object array(const std::vector<std::int32_t>& values) {
   return nb::cast(nb::ndarray<nb::numpy, To, nb::ndim<1>>(copy, {values.size()}, owner));
 }
 
-// str or bytes -> (ids, first, words)
-nb::tuple encode(const Tokenizer& self, nb::handle text) {
+// str, or bytes that need not be UTF-8. The result lives until this thread's next call.
+const Encoding& encoding(const Tokenizer& self, nb::handle text) {
   static thread_local Encoding out;
+  Py_ssize_t size = 0;
   if (PyBytes_Check(text.ptr())) {
     self.encode({PyBytes_AS_STRING(text.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(text.ptr()))}, out);
   } else if (!PyUnicode_Check(text.ptr())) {
     throw nb::type_error("a message is str");
-  } else {
-    Py_ssize_t size = 0;
-    const char* const bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
-    if (bytes) {
-      self.encode({bytes, static_cast<std::size_t>(size)}, out);
-    } else {  // half a surrogate pair: counts as U+FFFD
-      PyErr_Clear();
-      std::string repaired;
-      for (Py_ssize_t i = 0; i < PyUnicode_GetLength(text.ptr()); ++i) {
-        nb::object one = nb::steal(PyUnicode_Substring(text.ptr(), i, i + 1));
-        const char* const c = PyUnicode_AsUTF8AndSize(one.ptr(), &size);
-        if (c) repaired.append(c, static_cast<std::size_t>(size));
-        else PyErr_Clear(), repaired.append("\xEF\xBF\xBD");
-      }
-      self.encode(repaired, out);
+  } else if (const char* const bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size)) {
+    self.encode({bytes, static_cast<std::size_t>(size)}, out);
+  } else {  // half a surrogate pair is no UTF-8: counts as U+FFFD
+    PyErr_Clear();
+    std::string repaired;
+    const Py_ssize_t n = PyUnicode_GetLength(text.ptr());
+    for (Py_ssize_t i = 0; i < n; ++i) {
+      const Py_UCS4 c = PyUnicode_ReadChar(text.ptr(), i);
+      char utf8[4];
+      repaired.append(utf8, unicode::put(c >= 0xD800 && c < 0xE000 ? 0xFFFD : c, utf8));
     }
+    self.encode(repaired, out);
   }
+  return out;
+}
+
+nb::tuple encode(const Tokenizer& self, nb::handle text) {
+  const Encoding& out = encoding(self, text);
   nb::list words;
   for (std::size_t i = 0; i < out.starts.size(); ++i) words.append(nb::make_tuple(out.starts[i], out.ends[i]));
   return nb::make_tuple(array<std::int32_t>(out.ids), array<std::int64_t>(out.first), words);
@@ -141,5 +144,9 @@ void bind_tokenizer(nanobind::module_& m) {
            nb::arg("trim_keeps_prefix_space"), nb::arg("max_tokens"),
            "The fields of a tokenizer.json; ValueError for what is not supported.")
       .def("encode", &flyweight::encode, nb::arg("text"),
-           "(ids int32 with special tokens, first int64 index in ids of each word, words [start, end) in characters)");
+           "(ids int32 with special tokens, first int64 index in ids of each word, words [start, end) in characters)")
+      .def(
+          "count",
+          [](const Tokenizer& self, nb::handle text) { return flyweight::encoding(self, text).ids.size(); },
+          nb::arg("text"), "Number of ids: the same work, without making arrays of it.");
 }
