@@ -325,10 +325,8 @@ CODE_POINTS = [*range(0xD800), *range(0xE000, 0x33500), *range(0x33500, 0x110000
 
 @pytest.mark.parametrize("name", [*SPELLING, "small, cased"])
 def test_every_code_point(name: str) -> None:
-    """Each one between letters and alone, some in one text: spans show where a difference is."""
-    texts = [
-        " ".join(f"a{chr(c)}b {chr(c)}" for c in CODE_POINTS[i : i + 100]) for i in range(0, len(CODE_POINTS), 100)
-    ]
+    """Each one between letters, many in one text: the spans show where a difference is."""
+    texts = [" ".join(f"a{chr(c)}b" for c in CODE_POINTS[i : i + 200]) for i in range(0, len(CODE_POINTS), 200)]
     compare(MADE[name](), texts, 4096)
 
 
@@ -386,6 +384,9 @@ def test_what_comes_back() -> None:
     assert (encoded.ids.dtype.name, encoded.first.dtype.name) == ("int32", "int64")
     assert encoded.ids.flags.writeable
     assert encoded.words == [(0, 5), (6, 9)]
+    native = Tokenizer(small(), 16).native
+    assert native.count("hello bot") == len(encoded.ids)
+    assert native.largest_id == len(word_piece()["vocab"]) - 1
     with pytest.raises(TypeError, match="a message is str"):
         Tokenizer(small(), 16).encode(5)  # type: ignore[arg-type]
 
@@ -437,6 +438,17 @@ REFUSED = {
         small(), added_tokens=[added("Hey", N_SMALL, normalized=True), added("hEy", N_SMALL + 1, normalized=True)]
     ),
     "an added token that matches nothing": changed(small(), added_tokens=[added("\u0301", N_SMALL, normalized=True)]),
+    "WordPiece has max_input_chars_per_word = 1000": changed(
+        small(), model=word_piece(max_input_chars_per_word=10**30)
+    ),
+    "special token '[CLS]' has ids = [-1]": changed(
+        small(),
+        post_processor=TEMPLATE
+        | {"special_tokens": TEMPLATE["special_tokens"] | {"[CLS]": {"id": "[CLS]", "ids": [-1], "tokens": ["x"]}}},
+    ),
+    "BertProcessing has cls = ['a']": changed(
+        small(), post_processor={"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["a"]}
+    ),
     "tokenizer.json has 'x'": changed(small(), x=1),
     "tokenizer.json has version = '2.0'": changed(small(), version="2.0"),
 }
@@ -472,7 +484,7 @@ def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain(tokenizer.encode(TEXTS[0] + "\ud83d")) == wanted
 
 
-@pytest.mark.parametrize("source", ["", "[]", "{}", '{"model": 1}', "{"])
+@pytest.mark.parametrize("source", ["", "[]", "{}", '{"model": 1}', "{", "[" * 10**5])
 def test_no_tokenizer_json_at_all(source: str) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(source, 16)

@@ -81,6 +81,17 @@ TEST(tokenizer_word_pieces_by_hand) {
   CHECK_EQUAL(encoded(t, std::string("t\0o", 3)), "1 5 2 | 1 | 0-3");
 }
 
+TEST(tokenizer_largest_id) {
+  TokenizerSpec spec = word_piece();
+  CHECK_EQUAL(Tokenizer(spec).largest_id(), 14);  // "<m>"
+  spec.added.pop_back();
+  CHECK_EQUAL(Tokenizer(spec).largest_id(), 13);
+  spec.after = {99};
+  CHECK_EQUAL(Tokenizer(spec).largest_id(), 99);
+  spec.after = {-1};
+  CHECK_THROWS(Tokenizer(spec), std::invalid_argument, "a special token with the id -1");
+}
+
 TEST(tokenizer_limit_by_hand) {
   TokenizerSpec spec = word_piece();
   spec.max_tokens = 4;

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <tuple>
 
-#include "tokenizer/tokenizer.h"
+#include "tokenizer/bind_tokenizer.h"
 #include "tokenizer/unicode.h"
 
 namespace nb = nanobind;
@@ -101,7 +101,8 @@ nb::object array(const std::vector<std::int32_t>& values) {
   return nb::cast(nb::ndarray<nb::numpy, To, nb::ndim<1>>(copy, {values.size()}, owner));
 }
 
-// str, or bytes that need not be UTF-8. The result lives until this thread's next call.
+}  // namespace
+
 const Encoding& encoding(const Tokenizer& self, nb::handle text) {
   static thread_local Encoding out;
   Py_ssize_t size = 0;
@@ -125,6 +126,8 @@ const Encoding& encoding(const Tokenizer& self, nb::handle text) {
   return out;
 }
 
+namespace {
+
 nb::tuple encode(const Tokenizer& self, nb::handle text) {
   const Encoding& out = encoding(self, text);
   nb::list words;
@@ -145,6 +148,7 @@ void bind_tokenizer(nanobind::module_& m) {
            "The fields of a tokenizer.json; ValueError for what is not supported.")
       .def("encode", &flyweight::encode, nb::arg("text"),
            "(ids int32 with special tokens, first int64 index in ids of each word, words [start, end) in characters)")
+      .def_prop_ro("largest_id", &Tokenizer::largest_id)
       .def(
           "count",
           [](const Tokenizer& self, nb::handle text) { return flyweight::encoding(self, text).ids.size(); },

@@ -70,6 +70,7 @@ struct Tokenizer::Parts {
   bool trim_offsets, trim_keeps_prefix_space;
   std::vector<Edges> token_edges;  // by id, where trim_offsets asks
   std::size_t max_tokens;
+  std::int32_t largest_id = 0;
 };
 
 Tokenizer::Parts::Parts(const TokenizerSpec& spec)
@@ -105,8 +106,17 @@ Tokenizer::Parts::Parts(const TokenizerSpec& spec)
     }
     if (unk_id < 0) throw std::invalid_argument("unk_token is not in the vocabulary");
   }
+  const auto seen_last = std::find(seen.rbegin(), seen.rend(), true);
+  largest_id = static_cast<std::int32_t>(seen.rend() - seen_last) - 1;
+  for (const auto* ids : {&before, &after})
+    for (const std::int32_t id : *ids) {
+      if (id < 0) throw std::invalid_argument("a special token with the id " + std::to_string(id));
+      largest_id = std::max(largest_id, id);
+    }
   Normalized text;
   for (const AddedToken& token : spec.added) {
+    if (token.id < 0) throw std::invalid_argument("an added token with the id " + std::to_string(token.id));
+    largest_id = std::max(largest_id, token.id);
     if (!token.normalized) {
       raw.add(token);
       continue;
@@ -329,6 +339,7 @@ class Encoder {
 
 Tokenizer::Tokenizer(const TokenizerSpec& spec) : parts_(std::make_unique<const Parts>(spec)) {}
 Tokenizer::~Tokenizer() = default;
+std::int32_t Tokenizer::largest_id() const { return parts_->largest_id; }
 
 void Tokenizer::encode(std::string_view text, Encoding& out) const {
   static thread_local Work work;

@@ -68,6 +68,9 @@ class Tokenizer {
   // Safe to call from many threads. Allocates nothing once `out` and the thread's scratch have grown to the message.
   void encode(std::string_view text, Encoding& out) const;
 
+  // No id is larger: who looks ids up in a table checks its rows once.
+  std::int32_t largest_id() const;
+
   struct Parts;  // what it is made of: tokenizer.cc
 
  private:

@@ -151,7 +151,7 @@ def _parse(source: str) -> dict[str, Any]:
     """The tokenizer.json; `truncation` and `padding` are not looked at, our own limit replaces them."""
     try:
         spec = json.loads(source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"tokenizer.json cannot be read: {error}") from error
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise CheckpointError("tokenizer.json cannot be read: it is no JSON object with a 'model'")
@@ -181,6 +181,10 @@ def _checked(node: Any, where: str, allowed: dict[str, Any], defaults: dict[str,
         ):
             raise _UnsupportedError(f"{where} has {key} = {_short(found)}")
     return full
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _short(value: object) -> str:
@@ -226,7 +230,7 @@ def _word_piece(spec: dict[str, Any]) -> dict[str, Any]:
         "max_input_chars_per_word": int,
     }
     model = _checked(spec["model"], "WordPiece", allowed)
-    if model["max_input_chars_per_word"] < 0:
+    if not _is_number(model["max_input_chars_per_word"]):
         raise _UnsupportedError(f"WordPiece has max_input_chars_per_word = {model['max_input_chars_per_word']}")
     return {"word_piece": tuple(model[key] for key in list(allowed)[2:])}
 
@@ -297,7 +301,7 @@ def _post_processor(node: Any) -> tuple[list[int], list[int], bool, bool]:
         allowed |= {"trim_offsets": _BOOL, "add_prefix_space": _BOOL}
     found = _checked(node, kind, allowed)
     for key in ("cls", "sep"):
-        if [type(x) for x in found[key]] != [str, int]:
+        if len(found[key]) != 2 or not isinstance(found[key][0], str) or not _is_number(found[key][1]):
             raise _UnsupportedError(f"{kind} has {key} = {_short(found[key])}")
     return (
         [found["cls"][1]],
@@ -321,7 +325,7 @@ def _template(node: dict[str, Any]) -> tuple[list[int], list[int]]:
             name = _checked(inner, "SpecialToken", {"id": str, "type_id": int})["id"]
             where = f"special token {name!r}"
             ids = _checked(found["special_tokens"].get(name), where, {"id": str, "ids": list, "tokens": list})["ids"]
-            if any(type(x) is not int for x in ids):
+            if not all(map(_is_number, ids)):
                 raise _UnsupportedError(f"{where} has ids = {_short(ids)}")
             sides[-1] += ids
         else:
