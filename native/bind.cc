@@ -4,18 +4,19 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "engine/answer.h"
 #include "engine/cpu.h"
 #include "engine/engine.h"
+#include "tokenizer/bind_tokenizer.h"
 
 namespace nb = nanobind;
 using namespace flyweight;
-
-void bind_tokenizer(nb::module_& m);  // native/tokenizer/bind_tokenizer.cc
 
 namespace {
 
@@ -149,6 +150,40 @@ nb::tuple logits(const Model& model, const Ints& ids, const Ints& lengths, const
   return nb::make_tuple(intent, tags);
 }
 
+template <class T>
+nb::list list_of(const std::vector<T>& values) {
+  nb::list found;
+  for (const T value : values) found.append(value);
+  return found;
+}
+
+// Text in, answer out, in one call: (intents in rank order, their confidences, words' spans, a tag per word), or None
+// where the logits are not finite. Words and tags are empty without an entity, which most messages have none of.
+nb::object answer(const Model& model, const Tokenizer& tokenizer, nb::handle text, float temperature, int threads) {
+  const Encoding& encoded = encoding(tokenizer, text);
+  const Config& c = model.engine->config();
+  static thread_local std::vector<float> intent, tags;
+  static thread_local Answer found;
+  intent.resize(std::size_t(c.n_intents));
+  const std::int32_t n_words = c.n_tags ? std::int32_t(encoded.first.size()) : 0;
+  tags.resize(std::size_t(n_words) * std::size_t(c.n_tags));
+  const auto length = std::int32_t(encoded.ids.size());
+  bool sound = false;
+  {
+    const nb::gil_scoped_release released;
+    model.engine->logits(encoded.ids.data(), &length, 1, encoded.first.data(), &n_words, threads, intent.data(),
+                         tags.data());
+    sound = found.decode(intent.data(), c.n_intents, temperature, tags.data(), n_words, c.n_tags);
+  }
+  if (!sound) return nb::none();
+  nb::list words, path;
+  if (std::any_of(found.path.begin(), found.path.end(), [](int tag) { return tag != 0; })) {
+    for (std::size_t i = 0; i < found.path.size(); ++i) words.append(nb::make_tuple(encoded.starts[i], encoded.ends[i]));
+    path = list_of(found.path);
+  }
+  return nb::make_tuple(list_of(found.order), list_of(found.confidences), words, path);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -162,5 +197,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("level", [](const Model& model) { return model.engine->level(); })
       .def("logits", &logits, nb::arg("ids"), nb::arg("lengths"), nb::arg("first"), nb::arg("n_words"),
            nb::arg("threads") = 1,
-           "int32 arrays -> (intent (B, C), tags (W, n_tags)) float32; the GIL is released.");
+           "int32 arrays -> (intent (B, C), tags (W, n_tags)) float32; the GIL is released.")
+      .def("answer", &answer, nb::arg("tokenizer"), nb::arg("text"), nb::arg("temperature"), nb::arg("threads") = 1,
+           "One message -> (intents in rank order, confidences, word spans, tags), or None: logits are not finite.");
 }
