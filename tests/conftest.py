@@ -19,6 +19,15 @@ from flyweight.data.messages import Entity, Message, NLUData
 if TYPE_CHECKING:
     from flyweight.model.nlu import NLUModel
 
+# Without the native engine every test would begin with that news; tests/test_native_door.py looks at it.
+NO_ENGINE = "ignore:the native engine"
+os.environ.setdefault("PYTHONWARNINGS", NO_ENGINE)  # of the processes that tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", NO_ENGINE)
+
+
 hypothesis.settings.register_profile("flyweight", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("flyweight")
 

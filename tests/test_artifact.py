@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from flyweight import artifact
 from flyweight.artifact import ALIGN, FORMAT_VERSION, manifest_sha256, read, verify, write
 from flyweight.errors import ArtifactError
-from flyweight.forms import pack
+from flyweight.forms import Layout, pack
 from flyweight.forms.int8 import int8_rows
 
 MANIFEST: dict[str, Any] = {"model": {"pooling": "mean"}, "weights": {}, "lineage": {}, "metrics": {}, "golden": {}}
@@ -70,7 +70,7 @@ def test_written_is_read(file: Path) -> None:
         assert np.array_equal(found.array(name), a)
     assert list(found.arrays) == list(arrays())
     assert {k: found.manifest[k] for k in MANIFEST} == MANIFEST
-    assert (found.manifest["format_version"], found.manifest["layout"]) == (FORMAT_VERSION, "rows")
+    assert (found.manifest["format_version"], found.manifest["layout"]) == (FORMAT_VERSION, "panels")
     assert found.size_bytes == file.stat().st_size
     assert found.tokenizer_json() == '{"ü": 1}'
 
@@ -123,10 +123,13 @@ def test_reading_maps_the_file(file: Path) -> None:
 
 def test_forms_of_a_file(tmp_path: Path) -> None:
     form = int8_rows(np.arange(12, dtype=np.float32).reshape(3, 4))
-    entry, stored = pack(form)
-    manifest = MANIFEST | {"weights": {"m": entry}}
-    found = read(write(tmp_path / "x.fly", manifest, {f"m.{k}": a for k, a in stored.items()}))
-    assert np.array_equal(found.form("m").dense(), form.dense())
+    for layout in get_args(Layout):
+        entry, stored = pack(form, layout)
+        manifest = MANIFEST | {"weights": {"m": entry | {"layout": layout}}}
+        found = verify(write(tmp_path / "x.fly", manifest, {f"m.{k}": a for k, a in stored.items()}))
+        assert np.array_equal(found.form("m").dense(), form.dense())
+        assert found.stored("m")["q"].shape == ((3, 4) if layout == "rows" else (1, 1, 16, 64))
+        assert not found.stored("m")["q"].flags.owndata
     with pytest.raises(ArtifactError, match=r"x\.fly: matrix 'n' is missing; the file is incomplete, export it again"):
         found.form("n")
     with pytest.raises(ArtifactError, match="tensor 'n' is missing; the file is incomplete"):
@@ -211,7 +214,7 @@ DAMAGE: list[tuple[str, Change, str]] = [
     ),
     ("version 0", lambda h, m: m.update(format_version=0), "has format version 0;"),
     ("version text", lambda h, m: m.update(format_version="1"), "has format version 1;"),
-    ("layout", lambda h, m: m.update(layout="panels"), "has layout 'panels'; this Flyweight reads 'rows'"),
+    ("layout", lambda h, m: m.update(layout="rows"), "has layout 'rows'; this Flyweight reads 'panels'"),
     ("no golden", lambda h, m: m.pop("golden"), "the manifest lacks golden; export the model again"),
     ("no model", lambda h, m: m.pop("model"), "the manifest lacks model;"),
     ("list", lambda h, m: m.update(weights=[]), "manifest entry 'weights' is no JSON object"),

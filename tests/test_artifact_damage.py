@@ -16,6 +16,7 @@ from flyweight.artifact import read, verify, write
 from flyweight.errors import ArtifactError, FlyweightError, ParityError
 from flyweight.forms.int8 import int8_rows
 from flyweight.runtime.parser import Parser, load
+from flyweight.runtime.parts import check_parts
 
 N_MUTATIONS = 500  # of each kind
 
@@ -77,6 +78,12 @@ def test_the_real_file_is_fine(model_file: bytes, tmp_path: Path) -> None:
     verify(tmp_path / "x.fly")
 
 
+def to_float(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> dict[str, Any]:
+    """Entry of a float32 matrix of zeros, which is put among the arrays."""
+    arrays[f"{name}.values"] = np.zeros(shape, np.float32)
+    return {"form": "float32", "table": "float32", "layout": "rows"}
+
+
 Edit = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]  # of manifest and arrays, in place
 MISFITS: list[tuple[str, Edit, str]] = [
     (
@@ -92,7 +99,7 @@ MISFITS: list[tuple[str, Edit, str]] = [
     (
         "heads",
         lambda m, a: m["model"]["encoder"]["layers"][0].update(heads=1),
-        r"layers\.0\.attention\.relative_bias is ",
+        r"layers\.0\.attention\.qkv is \(24, 8\); the model says \(12, 8\)",
     ),
     (
         "neurons",
@@ -129,7 +136,49 @@ MISFITS: list[tuple[str, Edit, str]] = [
     (
         "int8 lookup",
         lambda m, a: m["weights"]["embeddings.positions"].update(activations="int8"),
-        "positions has float weights",
+        "positions is looked up, its activations must be 'float'",
+    ),
+    (
+        "float weights",
+        lambda m, a: m["weights"]["heads.tags"].update(to_float(a, "heads.tags", (3, 8))),
+        r"heads\.tags has float weights; int8 activations need integer weights",
+    ),
+    ("no layout", lambda m, a: m["weights"]["heads.tags"].pop("layout"), "tags: layout ''; allowed: rows, panels"),
+    (
+        "layout list",
+        lambda m, a: m["weights"]["heads.tags"].update(layout=["rows"]),
+        r"tags: layout \['rows'\]; allowed: rows, panels",
+    ),
+    (
+        "panels called rows",
+        lambda m, a: m["weights"]["layers.0.ffn.up"].update(layout="rows"),
+        r"ffn\.up: 'q' is int8 \[1, 1, 16, 64\]; it must be int8 \[16, 8\]",
+    ),
+    (
+        "multiplied in rows",
+        lambda m, a: (
+            m["weights"]["heads.pooler"].update(form="int8", per="row", shift=0, layout="rows"),
+            a.update({"heads.pooler.q": np.zeros((8, 8), np.int8), "heads.pooler.scale": np.ones(8, np.float32)}),
+        ),
+        r"heads\.pooler lies in rows; it must lie in panels, export the model again",
+    ),
+    (
+        "looked up in panels",
+        lambda m, a: (
+            m["weights"]["embeddings.positions"].update(layout="panels"),
+            a.update({"embeddings.positions.values": np.zeros((1, 8, 16), np.float32)}),
+        ),
+        r"embeddings\.positions lies in panels; it must lie in rows",
+    ),
+    (
+        "-128 in the filling",
+        lambda m, a: a["layers.0.ffn.up.q"].flat.__setitem__(-1, -128),
+        "'q' holds -128; int8 weights must be from -127 to 127",
+    ),
+    (
+        "pieces",
+        lambda m, a: a.update({"layers.0.ffn.up.q": np.zeros((1, 2, 16, 64), np.int8)}),
+        r"'q' is int8 \[1, 2, 16, 64\]; it must be int8 \[1, 1, 16, 64\]",
     ),
     (
         "activations",
@@ -165,6 +214,42 @@ def test_models_whose_parts_do_not_fit(model_file: bytes, tmp_path: Path, edit: 
     with pytest.raises(ArtifactError, match=message) as error:
         Parser(read(write(tmp_path / "y.fly", manifest, stored)))
     assert "\n" not in str(error.value)
+
+
+UNSEEN: list[tuple[str, Edit, str]] = [
+    (
+        "filling of int8",
+        lambda m, a: a["layers.0.ffn.up.q"].flat.__setitem__(-1, 1),
+        r"layers\.0\.ffn\.up: panels of 16 x 8 weights are not filled up with zeros",
+    ),
+    (
+        "filling of codes",
+        lambda m, a: a["layers.0.attention.qkv.codes"].flat.__setitem__(8, 1),
+        r"layers\.0\.attention\.qkv: panels of 24 x 8 weights are not filled up with zeros",
+    ),
+    (
+        "code beyond the table",
+        lambda m, a: a["layers.0.attention.out.codes"].flat.__setitem__(0, 3),
+        r"layers\.0\.attention\.out: code 3 beyond a table of 3 centres",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), [u[1:] for u in UNSEEN], ids=[u[0] for u in UNSEEN])
+def test_what_only_unpacking_sees_is_refused_by_verify(
+    model_file: bytes, tmp_path: Path, edit: Edit, message: str
+) -> None:
+    """The native engine loads without unpacking: a filling changes no answer, codes beyond the table are its last."""
+    (tmp_path / "x.fly").write_bytes(model_file)
+    found = read(tmp_path / "x.fly")
+    manifest, stored = copy.deepcopy(found.manifest), {k: a.copy() for k, a in found.arrays.items()}
+    edit(manifest, stored)
+    path = write(tmp_path / "y.fly", manifest, stored)
+    check_parts(read(path))
+    with pytest.raises(ArtifactError, match=message):
+        verify(path)
+    with pytest.raises(ArtifactError, match=message):
+        Parser(read(path), engine="numpy")
 
 
 def test_golden_samples_are_checked_at_load(model_file: bytes, tmp_path: Path) -> None:

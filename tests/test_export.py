@@ -53,7 +53,7 @@ def packed(model: NLUModel, data: NLUData, packing: str) -> NLUModel:
 
 def test_manifest(tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path) -> None:
     m = read(save(tiny_model, tmp_path / "m.fly")).manifest
-    assert (m["format_version"], m["numerics_version"], m["layout"]) == (1, 1, "rows")
+    assert (m["format_version"], m["numerics_version"], m["layout"]) == (1, 1, "panels")
     assert m["model"]["encoder"] == tiny_model.encoder.config.to_dict()
     assert (m["model"]["pooling"], m["model"]["intent_head"]) == ("mean", "similarity")
     assert m["model"]["max_tokens"] == tiny_model.tokenizer.max_tokens == 128
@@ -102,8 +102,9 @@ def test_golden_samples_are_messages_with_their_logits(
     assert len(golden["texts"]) == len(set(golden["texts"])) == N_GOLDEN == 16
     assert {len(golden["texts"][0]), len(golden["texts"][-1])} == {lengths[0], lengths[-1]}
     assert set(golden["texts"]) <= {m.text for m in tiny_data.train}
-    assert golden["made_by"] == "numpy"
-    logits = Reference(file).logits(tiny_model.tokenizer.encode_batch(golden["texts"]))
+    engine = load(file.path).engine
+    assert golden["made_by"] == engine.name
+    logits = engine.logits(tiny_model.tokenizer.encode_batch(golden["texts"]))
     assert np.array_equal(file.array("golden.intent"), np.stack([i for i, _ in logits]))
     assert np.array_equal(file.array("golden.tags"), np.concatenate([t for _, t in logits if t is not None]))
     size = np.sqrt(np.mean(np.concatenate([file.array(f"golden.{k}").ravel() for k in ("intent", "tags")]) ** 2))
@@ -239,7 +240,9 @@ def wrong(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 
 def swap_rows(a: np.ndarray) -> np.ndarray:
-    a[[0, 1]] = a[[1, 0]]
+    """Rows 0 and 1 of scales and tables, (P, C, 16) or (P, n, 16, 64)."""
+    rows = np.moveaxis(a, {3: 2, 4: 2}.get(a.ndim, 0), 0)
+    rows[[0, 1]] = rows[[1, 0]]
     return a
 
 

@@ -17,7 +17,7 @@ from flyweight.artifact import Artifact
 from flyweight.data.messages import NLUData
 from flyweight.errors import ArtifactError
 from flyweight.export.fly import save
-from flyweight.forms import Codes, Form, Int8, pack
+from flyweight.forms import Codes, Form, Int8, describe, multiplied_layout, pack
 from flyweight.forms.codes import codes_from_centres
 from flyweight.forms.int8 import int8_matrix, int8_rows
 from flyweight.forms.kmeans import centres
@@ -25,6 +25,7 @@ from flyweight.model.encoder import ACTIVATIONS as TORCH_ACTIVATIONS
 from flyweight.model.linear import quantize_activations
 from flyweight.model.nlu import NLUModel
 from flyweight.runtime.parser import load
+from flyweight.runtime.parts import check_matrix
 from flyweight.runtime.reference import (
     ACTIVATIONS,
     EXACT_COLUMNS,
@@ -136,9 +137,12 @@ def pack_all(model: NLUModel, make: Any) -> None:
 
 def matrix(form: Form, bias: np.ndarray | None, activations: str = "int8", dtype: Any = np.float32) -> _Matrix:
     """A Linear of the reference from a weight form."""
-    entry, arrays = pack(form)
+    layout = multiplied_layout(describe(form), activations)
+    entry, arrays = pack(form, layout)
     stored = {f"m.{k}": a for k, a in arrays.items()} | ({} if bias is None else {"m.bias": bias})
-    artifact = Artifact(Path("m.fly"), {"weights": {"m": entry | {"activations": activations}}}, stored, 0)
+    weights = {"m": entry | {"activations": activations, "layout": layout}}
+    artifact = Artifact(Path("m.fly"), {"weights": weights}, stored, 0)
+    check_matrix(artifact, "m", form.shape)
     return _Matrix(artifact, "m", dtype, biased=bias is not None)
 
 

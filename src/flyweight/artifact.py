@@ -6,7 +6,8 @@
     tensors   without holes, each at a multiple of 64 bytes: stored flat, padded with zeros to 64 bytes
 
 The manifest (a JSON string) holds format_version, numerics_version, layout, model, weights, tensors (true shape and
-SHA-256 of each), lineage, metrics, golden. No pickle, and reading is an mmap: N processes share one copy.
+SHA-256 of each), lineage, metrics, golden. Matrices that are multiplied lie in panels, those that are looked up in
+rows. No pickle, and reading is an mmap: N processes share one copy.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from flyweight.errors import ArtifactError
-from flyweight.forms import Form, unpack
+from flyweight.forms import Form, Layout, check, multiplied_layout, unpack
 
 FORMAT_VERSION = 1
 NUMERICS_VERSION = 1
-LAYOUT = "rows"  # weight matrices lie row by row; the engine's panels will be another layout
+LAYOUT = "panels"  # see `matrix_layout` and forms/panels.py
+LOOKED_UP = ("embeddings.words", "embeddings.positions")  # by row; all other matrices are multiplied
 ALIGN = 64
 MAX_HEADER = 64 << 20
 MAX_AXES = 4
@@ -61,13 +63,25 @@ class Artifact:
             raise ArtifactError(f"{self.path}: tensor '{name}' is missing; the file is incomplete, export it again")
         return self.arrays[name]
 
-    def form(self, name: str) -> Form:
-        """The weight form of one matrix, sizes and codes checked."""
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the manifest says of one matrix. Errors: ArtifactError."""
         entry = self.manifest["weights"].get(name)
         if not isinstance(entry, dict):
             raise ArtifactError(f"{self.path}: matrix '{name}' is missing; the file is incomplete, export it again")
+        return entry
+
+    def stored(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of one matrix as they lie in the file, sizes checked, nothing unpacked. Errors: ArtifactError."""
+        return check(*self._parts(name))
+
+    def form(self, name: str) -> Form:
+        """The weight form of one matrix, unpacked, everything checked. Errors: ArtifactError."""
+        return unpack(*self._parts(name))
+
+    def _parts(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], str, str]:
+        entry = self.entry(name)
         parts = {k[len(name) + 1 :]: a for k, a in self.arrays.items() if k.startswith(f"{name}.")}
-        return unpack(entry, parts, f"{self.path}: {name}")
+        return entry, parts, f"{self.path}: {name}", entry.get("layout", "")
 
     def tokenizer_json(self) -> str:
         """The text of the tokenizer.json inside."""
@@ -75,6 +89,11 @@ class Artifact:
             return self.array("tokenizer.json").tobytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise ArtifactError(f"{self.path}: tokenizer.json is no UTF-8 text ({error.reason})") from error
+
+
+def matrix_layout(name: str, entry: dict[str, Any], activations: str) -> Layout:
+    """Where a matrix lies: rows that are looked up row by row; what is multiplied in panels, where the engine can."""
+    return "rows" if name in LOOKED_UP else multiplied_layout(entry, activations)
 
 
 def write(path: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Path:
@@ -147,7 +166,7 @@ def read(path: str | Path) -> Artifact:
 
 
 def verify(path: str | Path) -> Artifact:
-    """`read`, and compare every tensor's SHA-256 with the manifest. Errors: ArtifactError."""
+    """`read`, compare every tensor's SHA-256 with the manifest, unpack every matrix. Errors: ArtifactError."""
     artifact = read(path)
     for name, a in artifact.arrays.items():
         wanted, found = artifact.manifest["tensors"][name].get("sha256"), _sha256(a)
@@ -156,6 +175,8 @@ def verify(path: str | Path) -> Artifact:
                 f"{path}: tensor '{name}' has SHA-256 {found[:12]}..., the manifest says {str(wanted)[:12]}...; "
                 "the file is damaged, copy or export it again"
             )
+    for name in artifact.manifest["weights"]:
+        artifact.form(name)
     return artifact
 
 

@@ -67,7 +67,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> DemoResult:
         say(f"compressing: {name}")
         path = save(compress(teacher, data, recipe, measure=False), out / name)
         nlu = load(path)
-        contenders.append(Contender(name, f"{nlu.engine.name} reference", nlu, path))
+        contenders.append(Contender(name, nlu.engine.title, nlu, path))
     svm = ClassicClassifier.fit(data.train + data.validation)
     contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm, child=False))
     rows = comparison(contenders, data.test, n_latency_calls=N_LATENCY_CALLS)

@@ -51,3 +51,7 @@ class MissingExtraError(FlyweightError):
     def __init__(self, package: str, extra: str, what: str):
         """`what` is the user's wish, for example "reading Rasa YAML"."""
         super().__init__(f"{what} needs the package '{package}'; install it with: pip install 'flyweight[{extra}]'")
+
+
+class FlyweightWarning(UserWarning):
+    """Something works, but worse than it could: what, and what to do. The command line prints it in one line."""

@@ -200,7 +200,7 @@ def make_receipt(
             quality=quality,
             latency_ms=None if latency_ms is None else round(latency_ms, 4),
             parent_ms=None if parent_ms is None else round(parent_ms, 4),
-            engine=nlu.engine.name,
+            engine=nlu.engine.title,
             minutes=round(minutes, 3),
             peak_memory_mb=round(peak_rss_mb(), 1),
         )

@@ -1,7 +1,8 @@
 """Write a model as a .fly file: gate, golden samples, model card.
 
 The gate, or nothing is written: the file decodes to the model's weights bit for bit; every block computes what the
-model's block does on the same input; the whole answers the golden messages like the model.
+model's block does on the same input; the whole, in the reference and in the native engine, answers the golden messages
+like the model.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 
 from flyweight import __version__
-from flyweight.artifact import Artifact, read, write
+from flyweight.artifact import Artifact, matrix_layout, read, write
 from flyweight.errors import ConfigError, ParityError
-from flyweight.forms import pack
+from flyweight.forms import describe
 from flyweight.model.nlu import NLUModel, pad
+from flyweight.runtime import native
+from flyweight.runtime.native import Native
 from flyweight.runtime.reference import Reference, rms_difference
 from flyweight.tokenizer import Encoded
 
@@ -70,9 +73,10 @@ def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     weights: dict[str, Any] = {}
     for name, form, activations in model.forms():
-        entry, parts = pack(form)
-        weights[name] = entry | {"activations": activations}
-        arrays |= {f"{name}.{part}": a for part, a in parts.items()}
+        entry = describe(form)
+        layout = matrix_layout(name, entry, activations)
+        weights[name] = entry | {"activations": activations, "layout": layout}
+        arrays |= {f"{name}.{part}": a for part, a in form.arrays(layout).items()}
     arrays |= {name: v.detach().float().cpu().numpy() for name, v in model.vectors()}
     arrays["tokenizer.json"] = np.frombuffer(model.tokenizer.source.encode(), np.uint8)
     card = asdict(model.card)
@@ -143,21 +147,28 @@ def golden_samples(model: NLUModel, artifact: Artifact) -> tuple[dict[str, Any],
     """Golden messages with the file's logits and the tolerance; gate, third part: the whole against the PyTorch model.
 
     tolerance = max(2 * RMS(logits with noise on the embeddings - logits), 1e-3 * RMS(logits)); the noise counts
-    where activations are int8.
+    where activations are int8. The reference must be that near to the model, and the native engine to the reference;
+    its logits are the golden ones where there is one.
     """
     texts = model.card.golden
     encoded = model.tokenizer.encode_batch(texts)
-    logits = _stack(Reference(artifact).logits(encoded))
+    logits, made_by = _stack(Reference(artifact).logits(encoded)), Reference.name
     parent = _stack(model.logits(encoded))
     tolerance = max(NOISE_FACTOR * _noise_effect(model, encoded, parent), GOLDEN_FLOOR * rms(logits))
-    difference = rms_difference(logits, parent)
+    _check_whole(logits, parent, tolerance, "the exported file differs from the model")
+    if native.module() is not None:
+        reference, logits, made_by = logits, _stack(Native(artifact).logits(encoded)), Native.name
+        _check_whole(logits, reference, tolerance, "the native engine differs from the NumPy reference")
+    arrays = {name: a.astype(np.float32) for name, a in zip(("golden.intent", "golden.tags"), logits, strict=False)}
+    return {"texts": texts, "tolerance": tolerance, "made_by": made_by}, arrays
+
+
+def _check_whole(found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float, what: str) -> None:
+    difference = rms_difference(found, wanted)
     if not difference <= tolerance:
         raise ParityError(
-            f"the exported file differs from the model by (RMS) {difference:.3g} on its golden messages, "
-            f"allowed is {tolerance:.3g}; nothing was written"
+            f"{what} by (RMS) {difference:.3g} on its golden messages, allowed is {tolerance:.3g}; nothing was written"
         )
-    arrays = {name: a.astype(np.float32) for name, a in zip(("golden.intent", "golden.tags"), logits, strict=False)}
-    return {"texts": texts, "tolerance": tolerance, "made_by": Reference.name}, arrays
 
 
 def _noise_effect(model: NLUModel, encoded: list[Encoded], parent: list[np.ndarray]) -> float:

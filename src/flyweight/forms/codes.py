@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.forms.float32 import expect
+from flyweight.forms import panels
 from flyweight.forms.int8 import LIMIT
+from flyweight.forms.panels import Layout, Stored
 
 MAX_CENTRES = 256
 
@@ -40,7 +41,7 @@ class Codes:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes stored."""
+        """Bytes stored in rows."""
         return sum(a.nbytes for a in self.arrays().values())
 
     def dense(self) -> np.ndarray:
@@ -63,33 +64,44 @@ class Codes:
         per = "matrix" if self.table.shape[0] == 1 != self.shape[0] else "row"
         return {"centres": self.table.shape[1], "per": per, "table": "float32" if self.scale is None else "int8"}
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What the file stores: codes bit-packed row by row."""
-        stored = {"codes": pack_bits(self.codes, self.bits), "table": self.table}
+    def arrays(self, layout: Layout = "rows") -> dict[str, np.ndarray]:
+        """What the file stores: codes bit-packed, row by row or in panels."""
+        packed = pack_bits(self.codes, self.bits) if layout == "rows" else panels.pack_codes(self.codes, self.bits)
+        stored = {"codes": packed, "table": self.table}
         return stored if self.scale is None else stored | {"scale": self.scale}
 
-    @classmethod
-    def from_arrays(cls, shape: tuple[int, int], entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Codes:
-        """Checked inverse of `arrays`; a code beyond the table is refused."""
+    @staticmethod
+    def stored(shape: tuple[int, int], entry: dict[str, Any], layout: Layout) -> Stored:
+        """Type and shape of what `arrays` gives; number and type of the centres are checked."""
         k, n_tables = entry["centres"], {"row": shape[0], "matrix": 1}.get(entry["per"], -1)
+        integer = entry["table"] == "int8"
         if (
-            not isinstance(k, int)
+            type(k) is not int
             or not 2 <= k <= MAX_CENTRES
             or n_tables < 0
-            or entry["table"] not in ("int8", "float32")
+            or not (integer or entry["table"] == "float32")
         ):
             raise ValueError(
                 f"codes entry {entry}; allowed: 2 to {MAX_CENTRES} centres, per row or matrix, int8 or float32"
             )
         bits = code_bits(k)
-        packed = expect(arrays["codes"], "codes", np.uint8, (shape[0], row_bytes(shape[1], bits)))
-        codes = unpack_bits(packed, shape[1], bits)
+        if layout == "panels" and not (integer and bits in panels.PLANES):
+            raise ValueError(f"{k} {entry['table']} centres lie in panels; allowed there: 2 to 4 or 9 to 16, int8")
+        lie = (shape[0], row_bytes(shape[1], bits)) if layout == "rows" else panels.codes_shape(shape, bits)
+        stored: Stored = {"codes": (np.uint8, lie), "table": (np.int8 if integer else np.float32, (n_tables, k))}
+        return stored | {"scale": (np.float32, (n_tables,))} if integer else stored
+
+    @classmethod
+    def from_arrays(
+        cls, shape: tuple[int, int], entry: dict[str, Any], arrays: dict[str, np.ndarray], layout: Layout
+    ) -> Codes:
+        """The inverse of `arrays`, whose sizes fit `stored`; a code beyond the table is refused."""
+        k, packed = entry["centres"], arrays["codes"]
+        bits = code_bits(k)
+        codes = unpack_bits(packed, shape[1], bits) if layout == "rows" else panels.unpack_codes(packed, shape, bits)
         if codes.size and int(codes.max()) >= k:
             raise ValueError(f"code {int(codes.max())} beyond a table of {k} centres")
-        if entry["table"] == "float32":
-            return cls(codes, expect(arrays["table"], "table", np.float32, (n_tables, k)))
-        scale = expect(arrays["scale"], "scale", np.float32, (n_tables,))
-        return cls(codes, expect(arrays["table"], "table", np.int8, (n_tables, k)), scale)
+        return cls(codes, arrays["table"], arrays.get("scale"))
 
 
 def code_bits(n_centres: int) -> int:

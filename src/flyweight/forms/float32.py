@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from flyweight.forms import panels
+from flyweight.forms.panels import Layout, Stored
+
 
 @dataclass(frozen=True)
 class Float32:
@@ -21,7 +24,7 @@ class Float32:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes stored."""
+        """Bytes stored in rows."""
         return self.values.nbytes
 
     def dense(self) -> np.ndarray:
@@ -32,23 +35,19 @@ class Float32:
         """Nothing beyond the shape."""
         return {}
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self, layout: Layout = "rows") -> dict[str, np.ndarray]:
         """What the file stores."""
-        return {"values": self.values}
+        return {"values": self.values if layout == "rows" else panels.pack_float32(self.values)}
+
+    @staticmethod
+    def stored(shape: tuple[int, int], entry: dict[str, Any], layout: Layout) -> Stored:
+        """Type and shape of what `arrays` gives."""
+        return {"values": (np.float32, shape if layout == "rows" else panels.float32_shape(shape))}
 
     @classmethod
-    def from_arrays(cls, shape: tuple[int, int], entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Float32:
-        """Checked inverse of `arrays`."""
-        return cls(expect(arrays["values"], "values", np.float32, shape))
-
-
-def expect(array: np.ndarray, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """The array, or a ValueError that says what was found and what is allowed."""
-    if array.dtype != dtype or array.shape != shape:
-        want = f"{np.dtype(dtype).name} {list(shape)}"
-        raise ValueError(f"'{name}' is {array.dtype.name} {list(array.shape)}; it must be {want}")
-    if array.dtype == np.float32 and not np.isfinite(array).all():
-        raise ValueError(f"'{name}' holds NaN or infinite values; weights must be finite")
-    if array.dtype == np.int8 and array.size and array.min() == -128:
-        raise ValueError(f"'{name}' holds -128; int8 weights must be from -127 to 127")
-    return array
+    def from_arrays(
+        cls, shape: tuple[int, int], entry: dict[str, Any], arrays: dict[str, np.ndarray], layout: Layout
+    ) -> Float32:
+        """The inverse of `arrays`, whose sizes fit `stored`."""
+        values = arrays["values"]
+        return cls(values if layout == "rows" else panels.unpack_float32(values, shape))

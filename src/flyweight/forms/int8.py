@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.forms.float32 import expect
+from flyweight.forms import panels
+from flyweight.forms.panels import Layout, Stored
 
 LIMIT = 127  # symmetric: -128 is never used, so 2 * 127 * 127 fits the int16 sums of AVX2's sign trick
 
@@ -35,7 +36,7 @@ class Int8:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes stored."""
+        """Bytes stored in rows."""
         return self.q.nbytes + self.scale.nbytes
 
     def dense(self) -> np.ndarray:
@@ -46,20 +47,29 @@ class Int8:
         """Granularity and shift."""
         return {"per": "matrix" if self.scale.shape[0] == 1 != self.shape[0] else "row", "shift": self.shift}
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self, layout: Layout = "rows") -> dict[str, np.ndarray]:
         """What the file stores."""
-        return {"q": self.q, "scale": self.scale}
+        return {"q": self.q if layout == "rows" else panels.pack_int8(self.q), "scale": self.scale}
 
-    @classmethod
-    def from_arrays(cls, shape: tuple[int, int], entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Int8:
-        """Checked inverse of `arrays`."""
+    @staticmethod
+    def stored(shape: tuple[int, int], entry: dict[str, Any], layout: Layout) -> Stored:
+        """Type and shape of what `arrays` gives; granularity and shift are checked."""
         n_scales = {"row": shape[0], "matrix": 1}.get(entry["per"], -1)
         shift = entry["shift"]
-        if n_scales < 0 or not isinstance(shift, int) or abs(shift) > LIMIT:
+        if n_scales < 0 or type(shift) is not int or abs(shift) > LIMIT:
             raise ValueError(f"per={entry['per']!r}, shift={shift!r}; allowed: row or matrix, an integer in +-127")
-        return cls(
-            expect(arrays["q"], "q", np.int8, shape), expect(arrays["scale"], "scale", np.float32, (n_scales,)), shift
-        )
+        return {
+            "q": (np.int8, shape if layout == "rows" else panels.int8_shape(shape)),
+            "scale": (np.float32, (n_scales,)),
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, shape: tuple[int, int], entry: dict[str, Any], arrays: dict[str, np.ndarray], layout: Layout
+    ) -> Int8:
+        """The inverse of `arrays`, whose sizes fit `stored`."""
+        q = arrays["q"] if layout == "rows" else panels.unpack_int8(arrays["q"], shape)
+        return cls(q, arrays["scale"], entry["shift"])
 
 
 def int8_rows(w: np.ndarray) -> Int8:

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from flyweight.answers import Answer, Labels
-from flyweight.artifact import Artifact, read
-from flyweight.errors import ArtifactError, CheckpointError, ParityError
-from flyweight.runtime.reference import GoldenCheck, Reference, check_model, rms_difference
+from flyweight.artifact import NUMERICS_VERSION, Artifact, read
+from flyweight.errors import ArtifactError, CheckpointError, ConfigError, FlyweightWarning, ParityError
+from flyweight.runtime import native
+from flyweight.runtime.native import Native
+from flyweight.runtime.parts import check_model
+from flyweight.runtime.reference import GoldenCheck, Reference, rms_difference
 from flyweight.tokenizer import Tokenizer
+
+EngineName = Literal["auto", "native", "numpy"]
 
 
 class Parser:
-    """`nlu = flyweight.load("bot.fly")`; `nlu.parse("book a table for two")`."""
+    """`nlu = flyweight.load("bot.fly")`; `nlu.parse("book a table for two")`. Arguments: see `load`."""
 
-    def __init__(self, artifact: Artifact):
+    def __init__(self, artifact: Artifact, *, threads: int = 1, engine: EngineName = "auto"):
         self.artifact = artifact
         self.labels = _labels(artifact)
         try:
             self.tokenizer = Tokenizer(artifact.tokenizer_json(), _max_tokens(artifact))
         except CheckpointError as error:
             raise ArtifactError(f"{artifact.path}: {error}") from error
-        self.engine = Reference(artifact)
-        if self.tokenizer.vocab_size > self.engine.words.shape[0]:
+        self.engine = pick_engine(artifact, threads, engine)
+        if self.tokenizer.vocab_size > self.engine.vocab_size:
             raise ArtifactError(
                 f"{artifact.path}: tokenizer of {self.tokenizer.vocab_size} ids for "
-                f"{self.engine.words.shape[0]} word embeddings; they must belong together"
+                f"{self.engine.vocab_size} word embeddings; they must belong together"
             )
 
     def answers(self, texts: Sequence[str]) -> list[Answer]:
@@ -52,7 +58,10 @@ class Parser:
         return [answer.to_dict() for answer in self.answers(texts)]
 
     def check_golden(self) -> GoldenCheck:
-        """Compute the golden messages and compare with the logits in the file."""
+        """Compute the golden messages and compare with the logits in the file.
+
+        Equal bits are required where the native engine made them and computes them, by the same numerics version.
+        """
         golden = self.artifact.manifest["golden"]
         try:
             texts, tolerance = list(golden["texts"]), float(golden["tolerance"])
@@ -66,27 +75,59 @@ class Parser:
         found = self.engine.logits(encoded)
         wanted_intent = self.artifact.array("golden.intent")
         pairs = [(np.stack([intent for intent, _ in found]), wanted_intent)]
-        if self.engine.tags is not None:
+        if self.engine.has_tags:
             pairs.append((np.concatenate([t for _, t in found if t is not None]), self.artifact.array("golden.tags")))
         if any(a.shape != b.shape for a, b in pairs):
             raise ArtifactError(f"{self.artifact.path}: golden logits have other shapes than the model's; export again")
-        return GoldenCheck(rms_difference([a for a, _ in pairs], [b for _, b in pairs]), tolerance)
+        same_numerics = self.artifact.manifest["numerics_version"] == NUMERICS_VERSION
+        return GoldenCheck(
+            rms_difference([a for a, _ in pairs], [b for _, b in pairs]),
+            tolerance,
+            equal=all(np.array_equal(a, b) for a, b in pairs),
+            must_equal=same_numerics and self.engine.name == golden.get("made_by") == Native.name,
+        )
 
 
-def load(path: str | Path, *, check: bool = True) -> Parser:
+def load(path: str | Path, *, check: bool = True, threads: int = 1, engine: EngineName = "auto") -> Parser:
     """Open a .fly file to answer messages. `check` runs the golden samples and refuses a file that misses them.
 
-    Errors: ArtifactError (damaged or unknown file), ParityError (golden samples differ).
+    threads: of the native engine. engine: "native" (C++), "numpy" (the reference), or "auto": native where it was
+    built, else numpy with a warning.
+    Errors: ArtifactError (damaged or unknown file), ParityError (golden samples differ), ConfigError (settings).
     """
-    parser = Parser(read(path))
+    parser = Parser(read(path), threads=threads, engine=engine)
     if check:
         golden = parser.check_golden()
         if not golden.passed:
             raise ParityError(
-                f"{path}: golden samples differ by {golden.difference:.3g} (RMS), allowed is {golden.tolerance:.3g}; "
-                "the file or this installation is damaged: run flyweight verify, or export again"
+                f"{path}: {golden}; the file or this installation is damaged: run flyweight verify, or export again"
             )
     return parser
+
+
+def pick_engine(artifact: Artifact, threads: int, engine: EngineName) -> Native | Reference:
+    """The engine of that name with the model of a file. Errors: ArtifactError, ConfigError."""
+    if engine not in get_args(EngineName):
+        raise ConfigError(f"engine is {engine!r}; allowed: {', '.join(get_args(EngineName))}")
+    if engine == "native" or (engine == "auto" and native.module() is not None):
+        return Native(artifact, threads)
+    if engine == "auto":
+        _warn_once()
+    return Reference(artifact)
+
+
+_warned = False
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"{native.why_not()}: NumPy computes the answers, slower; {native.BUILD_HINT}",
+            FlyweightWarning,
+            stacklevel=5,
+        )
 
 
 def _labels(artifact: Artifact) -> Labels:

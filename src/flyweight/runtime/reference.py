@@ -12,63 +12,32 @@ from typing import Any
 import numpy as np
 
 from flyweight.artifact import Artifact
-from flyweight.errors import ArtifactError
-from flyweight.forms import Codes, Float32, Int8
+from flyweight.forms import Float32, Int8
 from flyweight.positions import relative_buckets
+from flyweight.runtime.parts import check_parts
 from flyweight.tokenizer import Encoded
 
 # Integers up to 2^24 are exact in float32: 1024 products of at most 127 * 127 sum to 16,516,096 < 16,777,216.
 EXACT_COLUMNS = 1024
-POOLINGS = ("mean", "cls", "cls+tanh")
-INTENT_HEADS = ("linear", "similarity")
 
 
 class Reference:
     """The model of a .fly file. `dtype` float64 shows how much float32 rounding matters (golden tolerance)."""
 
-    name = "numpy"
+    name = title = "numpy"
 
     def __init__(self, artifact: Artifact, dtype: Any = np.float32):
+        self.config, self.dtype = check_parts(artifact), dtype
         model = artifact.manifest["model"]
-        try:
-            self.config, self.pooling = check_model(artifact), model["pooling"]
-            layers = self.config["layers"]
-            self.dtype = dtype
-            self.words = _Matrix(artifact, "embeddings.words", dtype, biased=False)
-            self.positions = _Matrix(artifact, "embeddings.positions", dtype, biased=False)
-            self.norm = _Norm(artifact, "embeddings.norm", self.config)
-            self.layers = [_Layer(artifact, f"layers.{i}", self.config, s, dtype) for i, s in enumerate(layers)]
-            self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling == "cls+tanh" else None
-            self.intent = _Matrix(artifact, "heads.intent", dtype, biased=model["intent_head"] == "linear")
-            self.tags = _Matrix(artifact, "heads.tags", dtype) if model["labels"]["entity_labels"] else None
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{artifact.path}: the manifest's model lacks {error}; export it again") from error
-        self._check_shapes(artifact)
-
-    def _check_shapes(self, artifact: Artifact) -> None:
-        c, labels = self.config, artifact.manifest["model"]["labels"]
-        wanted = [
-            (self.words, (c["vocab_size"], c["hidden"])),
-            (self.positions, (c["max_positions"], c["hidden"])),
-            (self.intent, (len(labels["intents"]), c["hidden"])),
-        ]
-        if self.pooler is not None:
-            wanted.append((self.pooler, (c["hidden"], c["hidden"])))
-        if self.tags is not None:
-            wanted.append((self.tags, (1 + 2 * len(labels["entity_labels"]), c["hidden"])))
-        if self.words.integer or self.positions.integer:
-            raise ArtifactError(f"{artifact.path}: embeddings are looked up, their activations must be 'float'")
-        for layer, s in zip(self.layers, c["layers"], strict=True):
-            width = s["heads"] * c["head_size"]
-            wanted += [
-                (layer.qkv, (3 * width, c["hidden"])),
-                (layer.out, (c["hidden"], width)),
-                (layer.up, (s["ffn"], c["hidden"])),
-                (layer.down, (c["hidden"], s["ffn"])),
-            ]
-        for matrix, shape in wanted:
-            if matrix.shape != shape:
-                raise ArtifactError(f"{artifact.path}: {matrix.name} is {matrix.shape}; the model says {shape}")
+        self.pooling, layers = model["pooling"], self.config["layers"]
+        self.words = _Matrix(artifact, "embeddings.words", dtype, biased=False)
+        self.positions = _Matrix(artifact, "embeddings.positions", dtype, biased=False)
+        self.norm = _Norm(artifact, "embeddings.norm", self.config)
+        self.layers = [_Layer(artifact, f"layers.{i}", self.config, s, dtype) for i, s in enumerate(layers)]
+        self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling == "cls+tanh" else None
+        self.intent = _Matrix(artifact, "heads.intent", dtype, biased=model["intent_head"] == "linear")
+        self.tags = _Matrix(artifact, "heads.tags", dtype) if model["labels"]["entity_labels"] else None
+        self.vocab_size, self.has_tags = self.words.shape[0], self.tags is not None
 
     def logits(self, encoded: list[Encoded]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Logits of each message: intent (C,), tags (W, n_tags) or None. Messages are ragged: no padding."""
@@ -104,17 +73,13 @@ class _Matrix:
     def __init__(self, artifact: Artifact, name: str, dtype: Any, biased: bool = True):
         form = artifact.form(name)
         self.name, self.shape, self.dtype = name, form.shape, dtype
-        activations = artifact.manifest["weights"][name].get("activations")
-        if activations not in ("float", "int8"):
-            raise ArtifactError(f"{artifact.path}: {name} has activations {activations!r}; allowed: float, int8")
-        self.integer = activations == "int8"
-        bias = vector(artifact, f"{name}.bias", form.shape[0]) if biased else np.zeros(form.shape[0])
+        self.integer = artifact.entry(name)["activations"] == "int8"
+        bias = artifact.array(f"{name}.bias") if biased else np.zeros(form.shape[0])
         self.bias = bias.astype(dtype)
         if not self.integer:
             self.weight = form.dense().astype(dtype)
             return
-        if isinstance(form, Float32) or (isinstance(form, Codes) and form.scale is None):
-            raise ArtifactError(f"{artifact.path}: {name} has float weights; int8 activations need integer weights")
+        assert not isinstance(form, Float32)  # check_parts has refused it
         self.weight = (form.q if isinstance(form, Int8) else form.integers()).astype(np.float32)
         self.shift = form.shift if isinstance(form, Int8) else 0
         self.scale = np.asarray(form.scale, np.float32)
@@ -143,7 +108,7 @@ class _Norm:
     """LayerNorm: (x - mean) / sqrt(var + eps) * weight + bias, var without Bessel's correction."""
 
     def __init__(self, artifact: Artifact, name: str, config: dict[str, Any]):
-        self.weight, self.bias = (vector(artifact, f"{name}.{k}", config["hidden"]) for k in ("weight", "bias"))
+        self.weight, self.bias = (artifact.array(f"{name}.{k}") for k in ("weight", "bias"))
         self.eps = config["norm_eps"]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -166,9 +131,7 @@ class _Layer:
         self.activation = ACTIVATIONS[config["activation"]]
         self.relative_bias = None
         if config["relative_buckets"]:
-            self.relative_bias = vector(
-                artifact, f"{name}.attention.relative_bias", config["relative_buckets"], self.heads
-            )
+            self.relative_bias = artifact.array(f"{name}.attention.relative_bias")
 
     def __call__(self, x: np.ndarray, buckets: np.ndarray | None) -> np.ndarray:
         """(T, D) -> (T, D)."""
@@ -189,15 +152,25 @@ class _Layer:
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """Root mean square of computed minus golden logits, and what is allowed."""
+    """Root mean square of computed minus golden logits, and what is allowed.
+
+    equal: they are the same numbers; must_equal: they have to be (the same engine and numerics made the file).
+    """
 
     difference: float
     tolerance: float
+    equal: bool = False
+    must_equal: bool = False
 
     @property
     def passed(self) -> bool:
         """NaN never passes."""
-        return bool(self.difference <= self.tolerance)
+        return bool(self.difference <= self.tolerance) and (self.equal or not self.must_equal)
+
+    def __str__(self) -> str:
+        """What was found and what is allowed."""
+        allowed = "none: the engine that wrote them promises equal bits" if self.must_equal else f"{self.tolerance:.3g}"
+        return f"golden samples differ by {self.difference:.3g} (RMS), allowed is {allowed}"
 
 
 def rms_difference(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
@@ -216,48 +189,6 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inv = np.divide(x.dtype.type(127), absmax, out=np.zeros_like(absmax), where=live)
     q = np.clip(np.rint(x * inv[:, None]), -127, 127).astype(np.float32)
     return q, np.where(live, absmax / x.dtype.type(127), x.dtype.type(0))
-
-
-def check_model(artifact: Artifact) -> dict[str, Any]:
-    """The manifest's encoder, every field of a type and range that can be computed with. Errors: ArtifactError."""
-    model = artifact.manifest["model"]
-    encoder, pooling, head = (model.get(k) for k in ("encoder", "pooling", "intent_head"))
-    if not isinstance(encoder, dict) or not isinstance(encoder.get("layers"), list):
-        raise ArtifactError(
-            f"{artifact.path}: the manifest's model has no encoder with a list of layers; export it again"
-        )
-    sizes = [(f"encoder.{k}", encoder.get(k), 1) for k in ("vocab_size", "hidden", "head_size", "max_positions")]
-    for i, layer in enumerate(encoder["layers"]):
-        shape = layer if isinstance(layer, dict) else {}
-        sizes += [(f"encoder.layers[{i}].{k}", shape.get(k), 0) for k in ("heads", "ffn")]
-    n_buckets, eps = encoder.get("relative_buckets"), encoder.get("norm_eps")
-    if n_buckets != 0 or type(n_buckets) is not int:
-        sizes.append(("encoder.relative_buckets", n_buckets, 4))
-        sizes.append(("encoder.relative_max_distance", encoder.get("relative_max_distance"), 1))
-    for name, n, least in sizes:
-        if type(n) is not int or not least <= n < 2**31:
-            raise ArtifactError(f"{artifact.path}: {name} is {n!r}; allowed: whole numbers from {least} to 2^31 - 1")
-    if n_buckets and n_buckets // 4 >= encoder["relative_max_distance"]:
-        raise ArtifactError(f"{artifact.path}: encoder.relative_max_distance must be above relative_buckets / 4")
-    if type(eps) is not float or not 0 < eps < 1:
-        raise ArtifactError(f"{artifact.path}: encoder.norm_eps is {eps!r}; allowed: above 0 and below 1")
-    choices = [
-        ("encoder.activation", encoder.get("activation"), tuple(ACTIVATIONS)),
-        ("pooling", pooling, POOLINGS),
-        ("intent_head", head, INTENT_HEADS),
-    ]
-    for name, value, allowed in choices:
-        if not isinstance(value, str) or value not in allowed:
-            raise ArtifactError(f"{artifact.path}: {name} is {value!r}; allowed: {', '.join(allowed)}")
-    return encoder
-
-
-def vector(artifact: Artifact, name: str, *shape: int) -> np.ndarray:
-    """A float32 tensor of the given shape, finite. Errors: ArtifactError."""
-    a = artifact.array(name)
-    if a.shape != shape or a.dtype != np.float32 or not np.isfinite(a).all():
-        raise ArtifactError(f"{artifact.path}: {name} is {a.dtype} {a.shape}; allowed: finite float32 {shape}")
-    return a
 
 
 # erf(x) = x P(x^2) / Q(x^2) on [-4, 4], beyond it +-1 in float32; error below 5e-7, in float64 7e-8 (Eigen's form).

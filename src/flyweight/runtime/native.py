@@ -1,0 +1,180 @@
+"""The one door to the C++ engine, `flyweight._native`: which level it computes with, and a model in it.
+
+Weights are not copied: the engine reads the panels where the file is mapped. What it cannot multiply is converted at
+load: int8 weights or centres by float activations into float32 panels, codes of 3, 5, 6, 7, 8 bits into int8 panels.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from flyweight.artifact import LOOKED_UP, Artifact
+from flyweight.errors import ArtifactError, ConfigError
+from flyweight.forms import panels
+from flyweight.forms.codes import Codes, code_bits
+from flyweight.positions import distance_buckets
+from flyweight.runtime.parts import check_parts, matrix_shapes, vector_shapes
+from flyweight.tokenizer import Encoded
+
+ISA_VARIABLE = "FLYWEIGHT_ISA"
+WEIGHTS = {"float32": "values", "int8": "q", "codes": "codes"}  # the array of a form that is not its table or scale
+BUILD_HINT = "install a C++ compiler, then: pip install --force-reinstall --no-deps flyweight"
+
+
+class Native:
+    """The model of a .fly file in the C++ engine. `level`: the instruction set it computes with."""
+
+    name = "engine"
+
+    def __init__(self, artifact: Artifact, threads: int = 1):
+        native = module()
+        if native is None:
+            raise ConfigError(f"{why_not()}; {BUILD_HINT}")
+        if type(threads) is not int or threads < 1:
+            raise ConfigError(f"threads is {threads!r}; allowed: whole numbers from 1")
+        self.path, self.threads, self.level = artifact.path, threads, pick_level(native)
+        self.title = f"{self.name} {self.level}"
+        encoder, model = check_parts(artifact), artifact.manifest["model"]
+        self.vocab_size, self.has_tags = encoder["vocab_size"], bool(model["labels"]["entity_labels"])
+        matrices = {name: matrix(artifact, name) for name in matrix_shapes(artifact)}
+        biases = {f"{name}.bias" for name in matrices}
+        vectors = {name: artifact.array(name) for name in vector_shapes(artifact) if name not in biases}
+        try:
+            self._engine = native.Engine(config(artifact), matrices, vectors, self.level)
+        except ValueError as error:
+            raise ArtifactError(f"{artifact.path}: {error}") from error
+
+    def logits(self, encoded: list[Encoded], threads: int | None = None) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Logits of each message: intent (C,), tags (W, n_tags) or None. One native call; safe from several threads."""
+        if not encoded:
+            return []
+        n_words = np.array([len(e.first) for e in encoded], np.int32)
+        try:
+            intent, tags = self._engine.logits(
+                np.concatenate([e.ids for e in encoded]).astype(np.int32, copy=False),
+                np.array([len(e.ids) for e in encoded], np.int32),
+                np.concatenate([e.first for e in encoded]).astype(np.int32, copy=False),
+                n_words,
+                self.threads if threads is None else threads,
+            )
+        except ValueError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+        if not self.has_tags:
+            return [(row, None) for row in intent]
+        ends = np.cumsum(n_words)
+        return [(row, tags[end - n : end]) for row, end, n in zip(intent, ends, n_words, strict=True)]
+
+
+def module() -> Any:
+    """`flyweight._native`, or None where it was not built."""
+    return _import()[0]
+
+
+def why_not() -> str:
+    """Why there is no native engine, in a few words; "" where there is one."""
+    return _import()[1]
+
+
+def _import() -> tuple[Any, str]:
+    try:
+        found = import_module("flyweight._native")
+    except ModuleNotFoundError:
+        return None, "the native engine was not built when this Flyweight was installed"
+    except ImportError as error:
+        return None, f"the native engine cannot be loaded ({' '.join(str(error).split())})"
+    return (found, "") if hasattr(found, "Engine") else (None, "the native engine was built in part only")
+
+
+def pick_level(native: Any) -> str:
+    """The fastest level usable here, or the one that FLYWEIGHT_ISA names. Errors: ConfigError."""
+    usable, wanted = native.levels(), os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return str(usable[-1])
+    if wanted in usable:
+        return wanted
+    why = "this CPU cannot run it" if wanted in native.built() else "this build has no such level"
+    raise ConfigError(
+        f"{ISA_VARIABLE} is '{wanted}', but {why}; usable here: {', '.join(usable)}; "
+        f"unset {ISA_VARIABLE} to take the fastest, {usable[-1]}"
+    )
+
+
+def facts() -> dict[str, Any]:
+    """JSON-able: which engine and level answer .fly files here.
+
+    engine: "engine" (C++) or "numpy". level: of the engine; forced_level: what FLYWEIGHT_ISA says; None without.
+    built_levels, usable_levels: in this build, and those of them that this CPU can run, slowest first. problem: why
+    there is no engine or level, and what to do; None where all is well.
+    """
+    native, why = _import()
+    problem = f"{why}; {BUILD_HINT}" if why else None
+    level = None
+    if native is not None:
+        try:
+            level = pick_level(native)
+        except ConfigError as error:
+            problem = str(error)
+    return {
+        "engine": "numpy" if native is None else Native.name,
+        "level": level,
+        "forced_level": os.environ.get(ISA_VARIABLE) or None,
+        "built_levels": [] if native is None else list(native.built()),
+        "usable_levels": [] if native is None else list(native.levels()),
+        "problem": problem,
+    }
+
+
+def config(artifact: Artifact) -> dict[str, Any]:
+    """What the engine must know of a checked model beside its weights.
+
+    buckets: int32, bucket of each distance key - query from -(max_positions - 1) to max_positions - 1; None without.
+    """
+    model = artifact.manifest["model"]
+    encoder, labels, buckets = model["encoder"], model["labels"], None
+    if encoder["relative_buckets"]:
+        distance = np.arange(1 - encoder["max_positions"], encoder["max_positions"])
+        found = distance_buckets(distance, encoder["relative_buckets"], encoder["relative_max_distance"])
+        buckets = found.astype(np.int32)
+    return {k: encoder[k] for k in ("hidden", "head_size", "vocab_size", "max_positions", "activation", "norm_eps")} | {
+        "heads": [layer["heads"] for layer in encoder["layers"]],
+        "ffn": [layer["ffn"] for layer in encoder["layers"]],
+        "pooling": model["pooling"],
+        "n_intents": len(labels["intents"]),
+        "n_tags": 1 + 2 * len(labels["entity_labels"]) if labels["entity_labels"] else 0,
+        "buckets": buckets,
+    }
+
+
+def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
+    """One matrix of a checked model as the engine takes it: views of the file, or converted to what it multiplies."""
+    entry, activations = artifact.entry(name), artifact.entry(name)["activations"]
+    rows, columns = entry["shape"]
+    bias = artifact.arrays.get(f"{name}.bias") if name not in LOOKED_UP else None
+    found: dict[str, Any] = {"rows": rows, "columns": columns, "activations": activations, "bias": bias}
+    if name in LOOKED_UP or entry["layout"] == "panels":
+        parts = artifact.stored(name)
+        data, table, scale = parts[WEIGHTS[entry["form"]]], parts.get("table"), parts.get("scale")
+        bits = code_bits(entry["centres"]) if entry["form"] == "codes" else 0
+        shift = entry.get("shift", 0) if entry["form"] == "int8" else 0
+        return found | _weights(entry["form"], data, table=table, scale=scale, shift=shift, bits=bits)
+    form = artifact.form(name)
+    if activations == "float":
+        return found | _weights("float32", panels.pack_float32(form.dense()))
+    assert isinstance(form, Codes)  # int8 weights by int8 activations lie in panels
+    return found | _weights("int8", panels.pack_int8(form.integers()), scale=form.scale)
+
+
+def _weights(
+    form: str,
+    data: np.ndarray,
+    table: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
+    shift: int = 0,
+    bits: int = 0,
+) -> dict[str, Any]:
+    """Weights of a form, flat as stored."""
+    return {"form": form, "data": data.reshape(-1), "table": table, "scale": scale, "shift": shift, "bits": bits}

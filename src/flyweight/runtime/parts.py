@@ -1,0 +1,127 @@
+"""What a .fly file must hold: names, shapes and kinds of all parts, from the manifest's model. Guards every engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flyweight.artifact import LOOKED_UP, Artifact, matrix_layout
+from flyweight.errors import ArtifactError
+from flyweight.forms import finite
+
+POOLINGS = ("mean", "cls", "cls+tanh")
+INTENT_HEADS = ("linear", "similarity")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")  # of the FFN
+MATRIX_ACTIVATIONS = ("float", "int8")  # what a matrix is multiplied with
+
+
+def check_parts(artifact: Artifact) -> dict[str, Any]:
+    """The manifest's encoder, once every part of the model has been found sound. Errors: ArtifactError.
+
+    Nothing is unpacked: an engine may compute with `artifact.stored` of all `matrix_shapes` and `artifact.array` of all
+    `vector_shapes` after this.
+    """
+    encoder = check_model(artifact)
+    for name, shape in matrix_shapes(artifact).items():
+        check_matrix(artifact, name, shape)
+    for name, wanted in vector_shapes(artifact).items():
+        a = artifact.array(name)
+        if a.shape != wanted or a.dtype != np.float32 or not finite(a):
+            raise ArtifactError(f"{artifact.path}: {name} is {a.dtype} {a.shape}; allowed: finite float32 {wanted}")
+    return encoder
+
+
+def matrix_shapes(artifact: Artifact) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of every matrix of a checked model, by its name in the file."""
+    model = artifact.manifest["model"]
+    c, labels = model["encoder"], model["labels"]
+    hidden = c["hidden"]
+    found = {"embeddings.words": (c["vocab_size"], hidden), "embeddings.positions": (c["max_positions"], hidden)}
+    for i, layer in enumerate(c["layers"]):
+        width = layer["heads"] * c["head_size"]
+        found |= {
+            f"layers.{i}.attention.qkv": (3 * width, hidden),
+            f"layers.{i}.attention.out": (hidden, width),
+            f"layers.{i}.ffn.up": (layer["ffn"], hidden),
+            f"layers.{i}.ffn.down": (hidden, layer["ffn"]),
+        }
+    if model["pooling"] == "cls+tanh":
+        found["heads.pooler"] = (hidden, hidden)
+    found["heads.intent"] = (len(labels["intents"]), hidden)
+    if labels["entity_labels"]:
+        found["heads.tags"] = (1 + 2 * len(labels["entity_labels"]), hidden)
+    return found
+
+
+def vector_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
+    """Shapes of everything that stays float32: biases, norms, relative position bias; by name in the file."""
+    model = artifact.manifest["model"]
+    c, hidden = model["encoder"], (model["encoder"]["hidden"],)
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (rows, _) in matrix_shapes(artifact).items():
+        if name not in LOOKED_UP and (name != "heads.intent" or model["intent_head"] == "linear"):
+            found[f"{name}.bias"] = (rows,)
+    norms = ["embeddings.norm"]
+    for i, layer in enumerate(c["layers"]):
+        norms += [f"layers.{i}.attention.norm", f"layers.{i}.ffn.norm"]
+        if c["relative_buckets"]:
+            found[f"layers.{i}.attention.relative_bias"] = (c["relative_buckets"], layer["heads"])
+    return found | {f"{norm}.{part}": hidden for norm in norms for part in ("weight", "bias")}
+
+
+def check_matrix(artifact: Artifact, name: str, shape: tuple[int, int]) -> None:
+    """Shape, activations and layout of one matrix, and its arrays as far as `artifact.stored` does."""
+    entry = artifact.entry(name)
+    artifact.stored(name)
+    where, activations = f"{artifact.path}: {name}", entry.get("activations")
+    if activations not in MATRIX_ACTIVATIONS:
+        raise ArtifactError(f"{where} has activations {activations!r}; allowed: {', '.join(MATRIX_ACTIVATIONS)}")
+    if tuple(entry["shape"]) != shape:
+        raise ArtifactError(f"{where} is {tuple(entry['shape'])}; the model says {shape}")
+    if activations == "int8":
+        if name in LOOKED_UP:
+            raise ArtifactError(f"{where} is looked up, its activations must be 'float'")
+        if entry["form"] == "float32" or entry.get("table") == "float32":
+            raise ArtifactError(f"{where} has float weights; int8 activations need integer weights")
+    layout = matrix_layout(name, entry, activations)
+    if entry["layout"] != layout:
+        raise ArtifactError(f"{where} lies in {entry['layout']}; it must lie in {layout}, export the model again")
+
+
+def check_model(artifact: Artifact) -> dict[str, Any]:
+    """The manifest's encoder, every field of a type and range that can be computed with. Errors: ArtifactError."""
+    model = artifact.manifest["model"]
+    encoder, pooling, head = (model.get(k) for k in ("encoder", "pooling", "intent_head"))
+    if not isinstance(encoder, dict) or not isinstance(encoder.get("layers"), list):
+        raise ArtifactError(
+            f"{artifact.path}: the manifest's model has no encoder with a list of layers; export it again"
+        )
+    sizes = [(f"encoder.{k}", encoder.get(k), 1) for k in ("vocab_size", "hidden", "head_size", "max_positions")]
+    for i, layer in enumerate(encoder["layers"]):
+        shape = layer if isinstance(layer, dict) else {}
+        sizes += [(f"encoder.layers[{i}].{k}", shape.get(k), 0) for k in ("heads", "ffn")]
+    n_buckets, eps = encoder.get("relative_buckets"), encoder.get("norm_eps")
+    if n_buckets != 0 or type(n_buckets) is not int:
+        sizes.append(("encoder.relative_buckets", n_buckets, 4))
+        sizes.append(("encoder.relative_max_distance", encoder.get("relative_max_distance"), 1))
+    for name, n, least in sizes:
+        if type(n) is not int or not least <= n < 2**31:
+            raise ArtifactError(f"{artifact.path}: {name} is {n!r}; allowed: whole numbers from {least} to 2^31 - 1")
+    if n_buckets and n_buckets // 4 >= encoder["relative_max_distance"]:
+        raise ArtifactError(f"{artifact.path}: encoder.relative_max_distance must be above relative_buckets / 4")
+    if type(eps) is not float or not 0 < eps < 1:
+        raise ArtifactError(f"{artifact.path}: encoder.norm_eps is {eps!r}; allowed: above 0 and below 1")
+    labels = model.get("labels")
+    lists = [labels.get(k) for k in ("intents", "entity_labels")] if isinstance(labels, dict) else [None]
+    if not all(isinstance(names, list) for names in lists):
+        raise ArtifactError(f"{artifact.path}: the manifest's model lacks labels; export it again")
+    choices = [
+        ("encoder.activation", encoder.get("activation"), ACTIVATIONS),
+        ("pooling", pooling, POOLINGS),
+        ("intent_head", head, INTENT_HEADS),
+    ]
+    for name, value, allowed in choices:
+        if not isinstance(value, str) or value not in allowed:
+            raise ArtifactError(f"{artifact.path}: {name} is {value!r}; allowed: {', '.join(allowed)}")
+    return encoder
