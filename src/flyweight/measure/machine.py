@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ ISA_FLAGS = {
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
 PACKAGES = ("flyweight", "numpy", "tokenizers", "torch")
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO = Path("/proc/meminfo")
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -35,9 +37,12 @@ def machine() -> dict[str, Any]:
 
     cpu: model name. isa: present levels out of `ISA_FLAGS`. n_cores_visible: logical cores this process may run on;
     cpu_quota_cores: the container's limit in cores, None without one; n_cores_usable: whole cores after both.
-    memory_total_bytes: of the machine. commit: of the checkout that holds this package, "-dirty" with local changes.
+    memory_total_bytes: of the machine. engine: what answers .fly files here, see `runtime.native.facts`. commit: of the
+    checkout that holds this package, "-dirty" with local changes.
     versions: of the installed packages out of `PACKAGES`.
     """
+    from flyweight.runtime.native import facts
+
     cpuinfo = _read(_CPUINFO)
     n_visible = visible_cores()
     quota = cpu_quota_cores(_CGROUPS, _read(_MEMBERSHIP))
@@ -50,6 +55,7 @@ def machine() -> dict[str, Any]:
         "cpu_quota_cores": quota,
         "n_cores_usable": max(1, int(n_visible if quota is None else min(n_visible, quota))),
         "memory_total_bytes": memory_total_bytes(),
+        "engine": facts(),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions(),
@@ -100,16 +106,7 @@ def cpu_quota_cores(root: Path, membership: str) -> float | None:
     `root` is where cgroups are mounted, `membership` the text of /proc/self/cgroup (lines `id:controllers:path`).
     Version 2: cpu.max holds "quota period" or "max period". Version 1: cpu.cfs_quota_us (-1: none), cpu.cfs_period_us.
     """
-    limits = []
-    for line in membership.splitlines():
-        _, controllers, below = (*line.split(":", 2), "", "")[:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in (root / controllers, root / "cpu") if controllers else (root, root / "unified"):
-            parts = [part for part in below.split("/") if part not in ("", "..")]
-            for depth in range(len(parts), -1, -1):
-                limits.append(_quota(mount.joinpath(*parts[:depth])))
-    known = [limit for limit in limits if limit is not None]
+    known = [limit for folder in _cgroups(root, membership, "cpu") if (limit := _quota(folder)) is not None]
     return min(known) if known else None
 
 
@@ -119,6 +116,23 @@ def memory_total_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def memory_free_bytes() -> int | None:
+    """What a process may still take: available memory (meminfo), or less where the container has less; None: unknown.
+
+    A container has its limit less what it uses; file pages that were not used lately are given back first, so they do
+    not count. Version 2: memory.max, memory.current; version 1: memory.limit_in_bytes, memory.usage_in_bytes.
+    """
+    available = _field(_read(_MEMINFO), "MemAvailable")
+    known = [] if available is None else [int(available.split()[0]) * 1024]
+    for folder in _cgroups(_CGROUPS, _read(_MEMBERSHIP), "memory"):
+        limit = _read(folder / "memory.max").strip() or _read(folder / "memory.limit_in_bytes").strip()
+        used = _read(folder / "memory.current").strip() or _read(folder / "memory.usage_in_bytes").strip()
+        if limit.isdecimal() and used.isdecimal():
+            idle = dict(line.partition(" ")[::2] for line in _read(folder / "memory.stat").splitlines())
+            known.append(max(0, int(limit) - int(used) + int(idle.get("inactive_file", 0))))
+    return min(known) if known else None
 
 
 def versions() -> dict[str, str]:
@@ -141,6 +155,18 @@ def commit(package: Path) -> str | None:
     if top is None or Path(top).resolve() / "src" / package.name != package.resolve():
         return None
     return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _cgroups(root: Path, membership: str, controller: str) -> Iterator[Path]:
+    """Folders that may limit this process, from its own up to the root, for each mounted hierarchy."""
+    for line in membership.splitlines():
+        _, controllers, below = (*line.split(":", 2), "", "")[:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in (root / controllers, root / controller) if controllers else (root, root / "unified"):
+            parts = [part for part in below.split("/") if part not in ("", "..")]
+            for depth in range(len(parts), -1, -1):
+                yield mount.joinpath(*parts[:depth])
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
