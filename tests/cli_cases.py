@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flyweight.data.messages import Message
+from flyweight.runtime.native import facts
 
 
 class Done(NamedTuple):
@@ -26,6 +27,12 @@ def cells_of(printed: str) -> list[list[str]]:
     rule = max(i for i, line in enumerate(lines) if line and set(line) == {"─"})
     rows = [re.split(r" {2,}", line.strip()) for line in lines[rule + 1 :]]
     return [row for row in rows if len(row) == len(rows[0])]
+
+
+def engine_title() -> str:
+    """What answers .fly files here: "numpy", or "engine" and its level."""
+    found = facts()
+    return found["engine"] if found["level"] is None else f"{found['engine']} {found['level']}"
 
 
 def command(*arguments: object) -> list[str]:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cli_cases import Call, Done, Place, cells_of, command
+from cli_cases import Call, Done, Place, cells_of, command, engine_title
 from safetensors.numpy import load_file
 
 from flyweight.cli import answer, show
@@ -114,9 +114,11 @@ def test_inspect_puts_equal_layers_into_one_line() -> None:
 
 def test_verify(bot: Path, call: Call) -> None:
     done = call("verify", bot)
-    assert re.fullmatch(r".*bot\.fly: \d+ tensors intact; golden samples within \S+ RMS \(allowed \S+\)\n", done.out)
+    assert re.fullmatch(r".*bot\.fly: \d+ tensors intact; golden samples by .+: (equal|within .+)\n", done.out)
     found = json.loads(call("verify", bot, "--json").out)
     assert found["golden_difference"] <= found["tolerance"]
+    assert found["golden_equal"] == (found["golden_difference"] == 0)
+    assert found["engine"] == engine_title()
     assert f"{found['tensors']} tensors" in done.out
 
 

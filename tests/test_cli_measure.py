@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from cli_cases import Call, Place, cells_of, write_csv
+from cli_cases import Call, Place, cells_of, engine_title, write_csv
 
 import flyweight
 from flyweight.cli import show
@@ -25,7 +25,7 @@ def test_evaluate_against_the_parent(place: Place, call: Call) -> None:
     unseen = f"{n_test} messages of {place.csv} that the model has not seen ({n_seen} were trained on, left out)"
     assert found["messages"] == unseen
     assert [m["name"] for m in found["models"]] == [str(place.teacher), str(place.codes), "TF-IDF + SVM"]
-    assert [m["engine"] for m in found["models"]] == ["PyTorch", "numpy", "scikit-learn"]
+    assert [m["engine"] for m in found["models"]] == ["PyTorch", engine_title(), "scikit-learn"]
     parent, child, svm = (m["quality"] for m in found["models"])
     assert parent["n_messages"] == child["n_messages"] == svm["n_messages"] == n_test
     assert parent["n_flips"] is svm["n_flips"] is None
@@ -115,7 +115,7 @@ def test_bench(place: Place, call: Call) -> None:
     assert found["threads"] == 1
     assert found["machine"]["n_cores_usable"] >= 1
     teacher, fly = found["models"]
-    assert (teacher["model"], teacher["engine"], fly["engine"]) == (str(place.teacher), "PyTorch", "numpy")
+    assert (teacher["model"], teacher["engine"], fly["engine"]) == (str(place.teacher), "PyTorch", engine_title())
     for row in found["models"]:
         assert row["n_calls"] == 3
         assert 0 < row["best_ms"] <= row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
@@ -147,6 +147,8 @@ def test_bench_shows_a_table(place: Place, call: Call, monkeypatch: pytest.Monke
 def test_doctor(call: Call) -> None:
     found = json.loads(call("doctor", "--json").out)
     assert found["able"]["training (torch)"] is True
-    assert "numpy" in found["engine"]
+    assert found["engine"]["engine"] in ("engine", "numpy")
+    assert 0 < found["memory_free_bytes"] < found["memory_total_bytes"]
     shown = call("doctor").out
     assert re.search(r"training \(torch\)\s+yes", shown)
+    assert re.search(r"memory_free_bytes\s+\d+\.\d GB", shown)

@@ -121,6 +121,16 @@ def test_answering_never_loads_the_workshop(tmp_path: Path, tiny_model: object) 
     assert not loaded_by(code) & set(HEAVY)
 
 
+def test_the_native_module_has_two_doors() -> None:
+    """One for the engine, one for the tokenizer."""
+    doors = {
+        f.relative_to(ROOT).as_posix()
+        for f in ROOT.rglob("*.py")
+        if 'import_module("flyweight._native")' in f.read_text()
+    }
+    assert doors == {"runtime/native.py", "tokenizer.py"}
+
+
 def test_public_names_exist_once() -> None:
     assert len(set(flyweight.__all__)) == len(flyweight.__all__)
     for name in flyweight.__all__:

@@ -82,6 +82,39 @@ def test_usable_cores(monkeypatch: pytest.MonkeyPatch, visible: int, quota: floa
     assert (facts["n_cores_visible"], facts["cpu_quota_cores"], facts["n_cores_usable"]) == (visible, quota, usable)
 
 
+MEMINFO = "MemTotal:       1000 kB\nMemFree:  1 kB\nMemAvailable:    600 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "free"),
+    [
+        ({}, "", 600 * 1024),
+        ({"memory.max": "max", "memory.current": "5"}, "0::/", 600 * 1024),
+        ({"memory.max": "5000", "memory.current": "3000"}, "0::/", 2000),
+        # file pages that nobody used lately are given back
+        ({"memory.max": "5000", "memory.current": "3000", "memory.stat": "anon 1\ninactive_file 700\n"}, "0::/", 2700),
+        ({"pod/memory.max": "900", "pod/memory.current": "950", "memory.max": "5000"}, "0::/pod/box", 0),
+        ({"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "10"}, "3:memory:/", 4990),
+        ({"memory/memory.limit_in_bytes": str(2**63), "memory/memory.usage_in_bytes": "1"}, "3:memory:/", 600 * 1024),
+    ],
+)
+def test_free_memory(
+    files: dict[str, str], membership: str, free: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, text in (files | {"meminfo": MEMINFO, "membership": membership}).items():
+        write(tmp_path / name, text)
+    monkeypatch.setattr(m, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(m, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(m, "_MEMBERSHIP", tmp_path / "membership")
+    assert m.memory_free_bytes() == free
+
+
+def test_free_memory_is_unknown_without_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("_CGROUPS", "_MEMINFO", "_MEMBERSHIP"):
+        monkeypatch.setattr(m, name, tmp_path / "none")
+    assert m.memory_free_bytes() is None
+
+
 def git(folder: Path, *arguments: str) -> str:
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
     return subprocess.run(
@@ -122,12 +155,14 @@ def test_versions_leave_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatc
 def test_this_machine_without_importing_torch() -> None:
     code = (
         "import sys, json; from flyweight.measure.machine import machine; "
-        "print(json.dumps([machine(), 'torch' in sys.modules, 'numpy' in sys.modules]))"
+        "print(json.dumps([machine(), 'torch' in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    facts, torch_loaded, numpy_loaded = json.loads(done.stdout)
-    assert (torch_loaded, numpy_loaded, done.stderr) == (False, False, "")
+    facts, torch_loaded = json.loads(done.stdout)
+    assert (torch_loaded, done.stderr) == (False, "")
     assert facts["cpu"]
     assert facts["n_cores_visible"] >= facts["n_cores_usable"] >= 1
     assert "numpy" in facts["versions"]
+    assert facts["engine"]["engine"] in ("engine", "numpy")
+    assert (facts["engine"]["level"] is None) == (facts["engine"]["engine"] == "numpy")
     assert set(facts["isa"]) <= set(m.ISA_FLAGS)

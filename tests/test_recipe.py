@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from cli_cases import engine_title
 from random_models import quiet_run, random_model, same_bits
 
 from flyweight import recipe as recipe_module
@@ -260,7 +261,7 @@ def test_a_receipt_holds_what_is_measured(tiny_data: NLUData, tiny_model: NLUMod
     }
     assert TECHNIQUES[receipt["technique"]](**receipt["settings"]) == step
     assert receipt["n_parameters"] == sum(p.numel() for p in tiny_model.parameters())
-    assert receipt["engine"] == "numpy"
+    assert receipt["engine"] == engine_title()
     quality = dict(receipt["quality"])
     speedup = quality.pop("speedup")
     assert speedup == pytest.approx(receipt["parent_ms"] / receipt["latency_ms"], rel=0.05)
