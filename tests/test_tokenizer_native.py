@@ -149,6 +149,19 @@ MADE: dict[str, Callable[[], str]] = SPELLING | {
     "roberta, ignore_merges": lambda: roberta(
         600, True, True, model=json.loads(byte_level(600))["model"] | {"ignore_merges": True}
     ),
+    "roberta, entries that no merge makes": lambda: roberta(
+        600,
+        True,
+        True,
+        model=json.loads(byte_level(600))["model"] | {"merges": json.loads(byte_level(600))["model"]["merges"][:150]},
+    ),
+    "small, short words": lambda: changed(
+        small(),
+        model=json.loads(small())["model"]
+        | {"max_input_chars_per_word": 3, "vocab": {"[UNK]": 0, "a": 1, "[CLS]": 2, "[SEP]": 3, "ü": 4, "##ü": 5}},
+        normalizer=bert(lowercase=False),
+        added_tokens=[],
+    ),
     "roberta, one word": lambda: roberta(
         600,
         True,
@@ -232,7 +245,7 @@ EDGES = [
     "it's 's 'll I'LL we're''s ' 's", "a  b   c \n d\n\ne \t", "\u00a0x\u2003y\u3000",
     "ÅÅÅ\u030a\u0323x", "\u0344a\u0f73\u0f71\u0f74",
     "\u302e\u0301가\u302f", "각각힣가", "\U0001d165\U00016ff0\u0334", "ﬁ ǅ ß İ ı ς Σ",
-    "x" * 100, "x" * 101, "ü" * 100, "ü" * 101,
+    "x" * 100, "x" * 101, "ü" * 100, "ü" * 101, "üüü üü üüüü üa",
     "a" * 10_000, "é" * 10_000, "가" * 3_000, "\u0301" * 10_000, "ab" * 5_000, "!" * 10_000,
     " " * 10_000, "中" * 10_000,
     "[SEP]" * 200, "\u200d\u200b\ufeff", "\U000f0000\U0010ffff\ue000", "1 22 ٣٤ Ⅷ ½", "\x7f\x80\x85\x1c\x0b\x0c",
