@@ -29,13 +29,9 @@ inline int in_lanes(int n_tokens) {
 }
 
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
-  const __m512i offset = _mm512_set1_epi8(char(kUnsigned));
-  for (int t = from; t < to; ++t) {
-    std::int8_t* q = out.rows + std::size_t(t) * out.stride;
-    quantize_token(x + std::size_t(t) * stride, columns, out.stride, q, out.scale + t, out.sum + t);
-    for (int k = 0; k < out.stride; k += kPiece)
-      _mm512_storeu_si512(q + k, _mm512_xor_si512(_mm512_loadu_si512(q + k), offset));
-  }
+  for (int t = from; t < to; ++t)
+    quantize_token(x + std::size_t(t) * stride, columns, out.stride, out.rows + std::size_t(t) * out.stride,
+                   out.scale + t, out.sum + t);
   const int packed = in_lanes(out.n_tokens);
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
 }
