@@ -5,9 +5,12 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <typeinfo>
+#include <utility>
 #include <vector>
 
 #include "engine/answer.h"
@@ -30,22 +33,41 @@ std::vector<std::string> names(const std::vector<const Kernels*>& levels) {
   return found;
 }
 
-template <class T>
-T field(const nb::dict& from, const char* name) {
+nb::object item(const nb::dict& from, const char* name) {
   if (!from.contains(name)) throw std::invalid_argument(std::string("field '") + name + "' is missing");
-  return nb::cast<T>(from[name]);
+  return from[name];
 }
 
 template <class T>
-Span<T> span(const nb::handle& value, std::vector<nb::object>& keep) {
+T field(const nb::dict& from, const char* name) {
+  const nb::object value = item(from, name);
+  try {
+    return nb::cast<T>(value);
+  } catch (const std::bad_cast&) {
+    throw std::invalid_argument(std::string("field '") + name + "' is of another type than it must be");
+  }
+}
+
+// An array as it lies; never a converted copy, which nobody would keep alive.
+template <class Array>
+Array as_it_lies(const nb::handle& value, const std::string& name) {
+  try {
+    return nb::cast<Array>(value, false);
+  } catch (const std::bad_cast&) {
+    throw std::invalid_argument(name + " is no array of the type that it must have, without gaps");
+  }
+}
+
+template <class T>
+Span<T> span(const nb::handle& value, const std::string& name, std::vector<nb::object>& keep) {
   if (value.is_none()) return {};
-  const auto array = nb::cast<Flat<T>>(value);
+  const auto array = as_it_lies<Flat<T>>(value, name);
   keep.push_back(nb::borrow(value));
   return {array.data(), array.size()};
 }
 
-Span<std::uint8_t> bytes(const nb::handle& value, std::vector<nb::object>& keep) {
-  const auto array = nb::cast<nb::ndarray<nb::c_contig, nb::device::cpu, nb::ro>>(value);
+Span<std::uint8_t> bytes(const nb::handle& value, const std::string& name, std::vector<nb::object>& keep) {
+  const auto array = as_it_lies<nb::ndarray<nb::c_contig, nb::device::cpu, nb::ro>>(value, name);
   keep.push_back(nb::borrow(value));
   return {static_cast<const std::uint8_t*>(array.data()), array.nbytes()};
 }
@@ -73,14 +95,14 @@ Config config_of(const nb::dict& from) {
       {{"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh}, {"relu", Activation::relu}});
   c.pooling = choice<Pooling>(field<std::string>(from, "pooling"), "pooling",
                               {{"mean", Pooling::mean}, {"cls", Pooling::cls}, {"cls+tanh", Pooling::cls_tanh}});
-  if (!from["buckets"].is_none()) {
-    const auto buckets = nb::cast<Ints>(from["buckets"]);
+  if (const nb::object given = item(from, "buckets"); !given.is_none()) {
+    const auto buckets = as_it_lies<Ints>(given, "buckets");
     c.buckets.assign(buckets.data(), buckets.data() + buckets.size());
   }
   return c;
 }
 
-MatrixSource matrix_of(const nb::dict& from, std::vector<nb::object>& keep) {
+MatrixSource matrix_of(const nb::dict& from, const std::string& name, std::vector<nb::object>& keep) {
   MatrixSource m;
   m.values = choice<Values>(field<std::string>(from, "form"), "form",
                             {{"float32", Values::float32}, {"int8", Values::int8}, {"codes", Values::codes}});
@@ -89,16 +111,14 @@ MatrixSource matrix_of(const nb::dict& from, std::vector<nb::object>& keep) {
   m.columns = field<int>(from, "columns");
   m.bits = field<int>(from, "bits");
   m.shift = field<int>(from, "shift");
-  m.data = bytes(from["data"], keep);
-  m.scale = span<float>(from["scale"], keep);
-  m.bias = span<float>(from["bias"], keep);
-  const nb::object table = from["table"];
-  if (!table.is_none()) {
-    if (m.scale.data) {
-      m.table = span<std::int8_t>(table, keep);
-    } else {
-      m.float_table = span<float>(table, keep);
-    }
+  const nb::object table = item(from, "table"), scale = item(from, "scale");
+  m.data = bytes(item(from, "data"), name + ".data", keep);
+  m.scale = span<float>(scale, name + ".scale", keep);
+  m.bias = span<float>(item(from, "bias"), name + ".bias", keep);
+  if (scale.is_none()) {
+    m.float_table = span<float>(table, name + ".table", keep);
+  } else {
+    m.table = span<std::int8_t>(table, name + ".table", keep);
   }
   return m;
 }
@@ -114,10 +134,15 @@ struct Model {
       if (level == usable->name) kernels = usable;
     if (!kernels) throw std::invalid_argument("level '" + level + "' cannot run here");
     Matrices all;
-    for (const auto& [name, entry] : matrices)
-      all[nb::cast<std::string>(name)] = matrix_of(nb::cast<nb::dict>(entry), keep);
+    for (const auto& [key, entry] : matrices) {
+      const std::string name = nb::cast<std::string>(key);
+      all[name] = matrix_of(field<nb::dict>(matrices, name.c_str()), name, keep);
+    }
     Vectors rest;
-    for (const auto& [name, values] : vectors) rest[nb::cast<std::string>(name)] = span<float>(values, keep);
+    for (const auto& [key, values] : vectors) {
+      const std::string name = nb::cast<std::string>(key);
+      rest[name] = span<float>(values, name, keep);
+    }
     engine = std::make_unique<Engine>(config_of(config), all, rest, *kernels);
   }
 };
@@ -135,10 +160,15 @@ nb::tuple logits(const Model& model, const Ints& ids, const Ints& lengths, const
                  int threads) {
   const Config& c = model.engine->config();
   const std::size_t n = lengths.size();
-  std::int64_t n_ids = 0, n_all_words = 0;
-  for (std::size_t i = 0; i < n; ++i) n_ids += lengths.data()[i];
-  for (std::size_t i = 0; i < n_words.size(); ++i) n_all_words += n_words.data()[i];
-  if (n_words.size() != n || n_ids != std::int64_t(ids.size()) || n_all_words != std::int64_t(first.size()))
+  const auto is_sum = [](const Ints& parts, std::size_t whole) {  // each of them lies within the whole, too
+    std::int64_t sum = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      if (parts.data()[i] < 0) return false;
+      sum += parts.data()[i];
+    }
+    return sum == std::int64_t(whole);
+  };
+  if (n_words.size() != n || !is_sum(lengths, ids.size()) || !is_sum(n_words, first.size()))
     throw std::invalid_argument("ids, lengths, first and n_words do not belong together");
   auto intent = new_array<float>({n, std::size_t(c.n_intents)});
   auto tags = new_array<float>({c.n_tags ? first.size() : 0, std::size_t(c.n_tags)});
@@ -160,10 +190,12 @@ nb::list list_of(const std::vector<T>& values) {
 // Text in, answer out, in one call: (intents in rank order, their confidences, words' spans, a tag per word), or None
 // where the logits are not finite. Words and tags are empty without an entity, which most messages have none of.
 nb::object answer(const Model& model, const Tokenizer& tokenizer, nb::handle text, float temperature, int threads) {
+  if (!(temperature > 0.0f && std::isfinite(temperature)))
+    throw std::invalid_argument("temperature is " + std::to_string(temperature) + "; allowed: above 0");
   const Encoding& encoded = encoding(tokenizer, text);
   const Config& c = model.engine->config();
   static thread_local std::vector<float> intent, tags;
-  static thread_local Answer found;
+  static thread_local Answer kept;
   intent.resize(std::size_t(c.n_intents));
   const std::int32_t n_words = c.n_tags ? std::int32_t(encoded.first.size()) : 0;
   tags.resize(std::size_t(n_words) * std::size_t(c.n_tags));
@@ -173,15 +205,23 @@ nb::object answer(const Model& model, const Tokenizer& tokenizer, nb::handle tex
     const nb::gil_scoped_release released;
     model.engine->logits(encoded.ids.data(), &length, 1, encoded.first.data(), &n_words, threads, intent.data(),
                          tags.data());
-    sound = found.decode(intent.data(), c.n_intents, temperature, tags.data(), n_words, c.n_tags);
+    sound = kept.decode(intent.data(), c.n_intents, temperature, tags.data(), n_words, c.n_tags);
   }
   if (!sound) return nb::none();
-  nb::list words, path;
+  // Making Python objects may collect garbage, which may run anything, another answer() in this thread too.
+  Answer found;
+  std::swap(found, kept);
+  std::vector<std::int32_t> starts, ends;
   if (std::any_of(found.path.begin(), found.path.end(), [](int tag) { return tag != 0; })) {
-    for (std::size_t i = 0; i < found.path.size(); ++i) words.append(nb::make_tuple(encoded.starts[i], encoded.ends[i]));
-    path = list_of(found.path);
+    starts = encoded.starts;
+    ends = encoded.ends;
   }
-  return nb::make_tuple(list_of(found.order), list_of(found.confidences), words, path);
+  nb::list words, path;
+  for (std::size_t i = 0; i < starts.size(); ++i) words.append(nb::make_tuple(starts[i], ends[i]));
+  if (!starts.empty()) path = list_of(found.path);
+  nb::tuple made = nb::make_tuple(list_of(found.order), list_of(found.confidences), words, path);
+  std::swap(found, kept);
+  return made;
 }
 
 }  // namespace
@@ -195,8 +235,8 @@ NB_MODULE(_native, m) {
       .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, const std::string&>(), nb::arg("config"),
            nb::arg("matrices"), nb::arg("vectors"), nb::arg("level"))
       .def_prop_ro("level", [](const Model& model) { return model.engine->level(); })
-      .def("logits", &logits, nb::arg("ids"), nb::arg("lengths"), nb::arg("first"), nb::arg("n_words"),
-           nb::arg("threads") = 1,
+      .def("logits", &logits, nb::arg("ids").noconvert(), nb::arg("lengths").noconvert(),
+           nb::arg("first").noconvert(), nb::arg("n_words").noconvert(), nb::arg("threads") = 1,
            "int32 arrays -> (intent (B, C), tags (W, n_tags)) float32; the GIL is released.")
       .def("answer", &answer, nb::arg("tokenizer"), nb::arg("text"), nb::arg("temperature"), nb::arg("threads") = 1,
            "One message -> (intents in rank order, confidences, word spans, tags), or None: logits are not finite.");

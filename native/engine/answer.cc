@@ -5,11 +5,14 @@
 #include <cstddef>
 #include <numeric>
 
+#include "engine/cpu.h"
+
 namespace flyweight {
 
 bool Answer::decode(const float* intent, int n_intents, float temperature, const float* tags, int n_words,
                     int n_tags) {
-  const auto finite = [](float x) { return std::isfinite(x); };
+  const FloatEnvironment pinned;
+  const auto finite = [](double x) { return std::isfinite(x); };
   const std::size_t width = std::size_t(n_tags);
   if (!std::all_of(intent, intent + n_intents, finite) ||
       !std::all_of(tags, tags + width * std::size_t(n_words), finite))
@@ -17,6 +20,7 @@ bool Answer::decode(const float* intent, int n_intents, float temperature, const
 
   probabilities_.assign(intent, intent + n_intents);
   for (double& x : probabilities_) x = double(float(x) / temperature);
+  if (!std::all_of(probabilities_.begin(), probabilities_.end(), finite)) return false;
   const double top = *std::max_element(probabilities_.begin(), probabilities_.end());
   double total = 0;
   for (double& x : probabilities_) total += x = std::exp(x - top);

@@ -10,7 +10,7 @@ struct Answer {
   std::vector<double> confidences;  // in that order; p = softmax(logits / temperature)
   std::vector<int> path;            // a tag per word: O, then B and I of each label
 
-  // False where a logit is NaN or infinite: a damaged model, nothing is decoded.
+  // False where a logit, by itself or over the temperature, is NaN or infinite: a damaged model, nothing is decoded.
   bool decode(const float* intent, int n_intents, float temperature, const float* tags, int n_words, int n_tags);
 
  private:

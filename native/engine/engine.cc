@@ -14,6 +14,7 @@ namespace {
 // Tokens that go through the layers together: six blocks, weights are read once for them, and the widest
 // intermediate of a MiniLM (96 x 1536 floats) stays in a core's cache.
 constexpr int kGroupTokens = 96;
+constexpr int kMaxThreads = 256;  // of one call; results do not depend on it
 
 std::string layer_name(std::size_t i) { return "layers." + std::to_string(i); }
 
@@ -89,8 +90,15 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
   positive(config.vocab_size, "vocab_size");
   positive(config.max_positions, "max_positions");
   positive(config.n_intents, "n_intents");
-  if (config.n_tags < 0 || config.heads.size() != config.ffn.size())
-    throw std::invalid_argument("n_tags below 0, or heads and ffn of different length");
+  if (config.n_tags) positive(config.n_tags, "n_tags");
+  if (config.head_size > kMaxColumns)
+    throw std::invalid_argument("head_size is " + std::to_string(config.head_size) + "; allowed: 1 to " +
+                                std::to_string(kMaxColumns));
+  if (!(config.norm_eps > 0.0f && config.norm_eps < 1.0f))
+    throw std::invalid_argument("norm_eps is " + std::to_string(config.norm_eps) + "; allowed: above 0 and below 1");
+  if (config.heads.size() != config.ffn.size())
+    throw std::invalid_argument(std::to_string(config.heads.size()) + " layers by heads, " +
+                                std::to_string(config.ffn.size()) + " by ffn; they must be as many");
   const FloatEnvironment pinned;
   const int hidden = config.hidden;
   words_ = make_lookup(matrices, "embeddings.words", config.vocab_size, hidden);
@@ -128,8 +136,9 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
 Engine::~Engine() = default;
 
 std::unique_ptr<Engine::Workspace> Engine::workspace(int n_tokens, int n_threads) const {
+  int capacity = 32;  // a usual message; doubled where more is asked for
   {
-    const std::lock_guard<std::mutex> lock(idle_lock_);
+    const std::lock_guard<std::mutex> lock(lock_for_forks());
     for (auto& w : idle_)
       if (w->capacity >= n_tokens && w->n_threads >= n_threads) {
         std::swap(w, idle_.back());
@@ -137,16 +146,20 @@ std::unique_ptr<Engine::Workspace> Engine::workspace(int n_tokens, int n_threads
         idle_.pop_back();
         return found;
       }
-    if (!idle_.empty()) idle_.pop_back();  // too small: its place is taken by the new one
+    if (!idle_.empty()) {  // too small: the new one takes its place and does all that it did
+      capacity = idle_.back()->capacity;
+      n_threads = std::max(n_threads, idle_.back()->n_threads);
+      idle_.pop_back();
+    }
   }
-  int capacity = 32;  // a usual message; doubled where more is asked for
   while (capacity < n_tokens) capacity *= 2;
   return std::make_unique<Workspace>(*this, capacity, n_threads);
 }
 
 void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n, const std::int32_t* first,
                     const std::int32_t* n_words, int n_threads, float* intent, float* tags) const {
-  thread_local std::vector<Group> groups;  // keeps its memory from call to call
+  thread_local std::vector<Group> kept;  // keeps its memory from call to call
+  std::vector<Group>& groups = kept;     // the caller's, in whatever thread it is looked at
   groups.clear();
   Group group;
   const auto begin = [&] {
@@ -181,11 +194,12 @@ void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n,
   }
   if (group.n) groups.push_back(group);
   if (groups.empty()) return;
-  n_threads = std::max(1, n_threads);
+  n_threads = std::clamp(n_threads, 1, kMaxThreads);
   // Several groups: a thread takes whole groups and never waits for another. One group: all threads share its matrices.
   const int n_groups = int(groups.size()), teams = std::min(n_threads, n_groups);
   std::atomic<int> next{0};
-  const auto compute = [&](int) {
+  std::atomic<bool> out_of_memory{false};
+  const auto take_groups = [&] {
     const FloatEnvironment pinned;
     const Team team(teams == 1 ? n_threads : 1);
     std::unique_ptr<Workspace> space;
@@ -195,8 +209,15 @@ void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n,
       forward(chosen, *space, team);
     }
     if (space) {
-      const std::lock_guard<std::mutex> lock(idle_lock_);
+      const std::lock_guard<std::mutex> lock(lock_for_forks());
       idle_.push_back(std::move(space));
+    }
+  };
+  const auto compute = [&](int) {  // a worker must not throw
+    try {
+      take_groups();
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
     }
   };
   if (teams == 1) {
@@ -204,6 +225,7 @@ void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n,
   } else {
     Pool::instance().run(teams, compute);
   }
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 void Engine::linear(const Linear& l, const float* x, int x_stride, int n, Activation a, float* y, int y_stride,
@@ -303,12 +325,13 @@ void Engine::heads(const Group& g, Workspace& w, const Team& team) const {
   if (config_.pooling == Pooling::cls_tanh) {
     const int rows = round_up(hidden, kPanel);
     linear(pooler_, pooled, stride, g.n, Activation::tanh, y, rows, w, team);
-    for (int i = 0; i < g.n; ++i) std::copy(y + i * rows, y + i * rows + hidden, pooled + std::size_t(i) * step);
+    for (int i = 0; i < g.n; ++i) std::copy_n(y + std::size_t(i) * std::size_t(rows), hidden, pooled + std::size_t(i) * step);
   }
   const auto classify = [&](const Linear& head, int n, int n_out, float* out) {
     const int rows = round_up(n_out, kPanel);
     linear(head, pooled, stride, n, Activation::none, y, rows, w, team);
-    for (int i = 0; i < n; ++i) std::copy(y + i * rows, y + i * rows + n_out, out + std::size_t(i) * std::size_t(n_out));
+    for (int i = 0; i < n; ++i)
+      std::copy_n(y + std::size_t(i) * std::size_t(rows), n_out, out + std::size_t(i) * std::size_t(n_out));
   };
   classify(intent_, g.n, config_.n_intents, g.intent);
   if (!g.n_all_words) return;

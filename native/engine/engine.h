@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -79,7 +78,7 @@ class Engine {
 
   // ids of all messages one after another; lengths (n) tokens of each; first: of each word, the index of its first
   // token within its message; n_words (n). intent (n, n_intents), tags (all words, n_tags).
-  // Any number of callers at a time. Errors: std::invalid_argument.
+  // Any number of callers at a time; n_threads beyond 256 counts as 256. Errors: std::invalid_argument, std::bad_alloc.
   void logits(const std::int32_t* ids, const std::int32_t* lengths, int n, const std::int32_t* first,
               const std::int32_t* n_words, int n_threads, float* intent, float* tags) const;
 
@@ -106,8 +105,7 @@ class Engine {
   Linear pooler_, intent_, tags_;
   int width_ = 0;   // widest input of a matrix
   int height_ = 0;  // most outputs of a matrix, and padded
-  mutable std::mutex idle_lock_;
-  mutable std::vector<std::unique_ptr<Workspace>> idle_;
+  mutable std::vector<std::unique_ptr<Workspace>> idle_;  // guarded by lock_for_forks()
 };
 
 }  // namespace flyweight

@@ -1,5 +1,7 @@
 #include "engine/pool.h"
 
+#include <exception>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
 #endif
@@ -24,16 +26,31 @@ inline void breathe() {
 }
 
 std::atomic<Pool*> current{nullptr};
+std::mutex for_forks;
+
+// Once a process, before the first lock or thread that a fork could hurt.
+void survive_forks() {
+#if !defined(_WIN32)
+  static const int registered = pthread_atfork([] { for_forks.lock(); }, [] { for_forks.unlock(); },
+                                               [] {
+                                                 for_forks.unlock();
+                                                 current.store(nullptr);
+                                               });
+  (void)registered;
+#endif
+}
 
 }  // namespace
+
+std::mutex& lock_for_forks() {
+  survive_forks();
+  return for_forks;
+}
 
 Pool& Pool::instance() {
   Pool* pool = current.load(std::memory_order_acquire);
   if (pool) return *pool;
-#if !defined(_WIN32)
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
-  (void)registered;
-#endif
+  survive_forks();
   auto* made = new Pool;  // never deleted: its threads may outlive static destruction
   if (current.compare_exchange_strong(pool, made)) return *made;
   delete made;
@@ -42,8 +59,12 @@ Pool& Pool::instance() {
 
 void Pool::dispatch(int n, Call call, void* job) {
   while (workers_ < n - 1) {
-    const int worker = ++workers_;
-    std::thread([this, worker, seen = turn_.load()] { work(worker, seen); }).detach();
+    try {
+      std::thread([this, worker = workers_ + 1, seen = turn_.load()] { work(worker, seen); }).detach();
+    } catch (const std::exception&) {
+      break;
+    }
+    ++workers_;
   }
   call_ = call;
   job_ = job;
@@ -52,6 +73,7 @@ void Pool::dispatch(int n, Call call, void* job) {
   turn_.fetch_add(1, std::memory_order_release);
   turn_.notify_all();
   call(job, 0);
+  for (int i = workers_ + 1; i < n; ++i) call(job, i);
   int spins = 0;
   for (int left; (left = left_.load(std::memory_order_acquire)) != 0;) {
     if (++spins < kSpins) {

@@ -10,13 +10,17 @@
 
 namespace flyweight {
 
+// A lock for moments: fork() waits until it is free, so that the child finds it free.
+std::mutex& lock_for_forks();
+
 class Pool {
  public:
   // The one pool of this process. After fork() the child gets a new one: threads do not survive a fork.
   static Pool& instance();
 
   // Calls job(i) for i in [0, n), the first by the caller, the others by workers; returns when all are done. If the
-  // pool already works for another caller, this one does everything itself: results never depend on who computes.
+  // pool already works for another caller, this one does everything itself, and where the system gives no more threads,
+  // what they would have done: results never depend on who computes.
   // Jobs must not throw.
   template <class Job>
   void run(int n, Job&& job) {
