@@ -25,7 +25,7 @@ from flyweight.errors import ArtifactError, ConfigError, FlyweightWarning, Parit
 from flyweight.export.fly import save
 from flyweight.forms import Codes, Int8, panels
 from flyweight.forms.codes import unpack_bits
-from flyweight.forms.int8 import int8_rows
+from flyweight.forms.int8 import int8_matrix, int8_rows
 from flyweight.model.linear import set_form
 from flyweight.model.nlu import NLUModel
 from flyweight.positions import relative_buckets
@@ -141,7 +141,7 @@ FIELDS = {"form", "rows", "columns", "activations", "data", "table", "scale", "s
 PACKINGS: dict[str, Any] = {
     "float": lambda w: None,
     "int8 row": int8_rows,
-    "int8 matrix": lambda w: Int8Step(granularity="matrix"),
+    "int8 matrix": int8_matrix,
     "2 centres": lambda w: kmeans_codes(w, 2, "row", True),
     "3 centres of the matrix": lambda w: kmeans_codes(w, 3, "matrix", True),
     "16 centres": lambda w: kmeans_codes(w, 16, "row", True),
@@ -157,16 +157,13 @@ def test_every_matrix_is_handed_over(
     packing: str, activations: str, fake: type[FakeEngine], tiny_model: NLUModel, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from flyweight.forms.int8 import int8_matrix
-
     if activations == "int8" and packing in ("float", "float centres"):
         return
     model = variant(tiny_model, "relative")
-    make = int8_matrix if packing == "int8 matrix" else PACKINGS[packing]
     for _, module, part in model.matrices():
         weight = module.weight.detach().numpy()
         if packing != "float" and weight.size:
-            set_form(module, make(weight), "float" if part == "embeddings" else activations)  # type: ignore[arg-type]
+            set_form(module, PACKINGS[packing](weight), "float" if part == "embeddings" else activations)  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
         without(patch)
         artifact = read(save(model, tmp_path / "m.fly"))
@@ -204,6 +201,31 @@ def test_every_matrix_is_handed_over(
         "activation": "gelu", "norm_eps": 1e-12, "heads": [3, 0, 2], "ffn": [37, 21, 21], "pooling": "mean",
         "n_intents": 4, "n_tags": 9,
     }  # fmt: skip
+
+
+def test_matrices_without_weights_have_one_form(
+    fake: type[FakeEngine], tiny_model: NLUModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = variant(tiny_model, "cut")  # layers without heads, without an FFN, without either
+    makers: list[Any] = [
+        int8_rows,
+        int8_matrix,
+        lambda w: Codes(w.astype(np.uint8), np.zeros((len(w), 16), np.int8), w[:, 0]),
+    ]
+    empty = [(name, module) for name, module, _ in model.matrices() if not module.weight.numel()]
+    assert {tuple(module.weight.shape) for _, module in empty} == {(0, 28), (28, 0)}
+    for i, (_, module) in enumerate(empty):
+        weight = module.weight.detach().numpy()
+        set_form(module, makers[i % 3 if len(weight) == 0 else i % 2](weight), "int8")
+    with monkeypatch.context() as patch:
+        without(patch)
+        artifact = read(save(model, tmp_path / "m.fly"))
+    Native(artifact)
+    for name, module in empty:
+        given = fake.given[1][name]
+        assert (given["form"], given["activations"], given["data"].size) == ("float32", "float", 0)
+        assert given["scale"] is given["table"] is None
+        assert (given["rows"], given["columns"]) == tuple(module.weight.shape)
 
 
 def test_messages_go_in_and_logits_come_out_ragged(fake: type[FakeEngine], plain: Path) -> None:

@@ -155,6 +155,8 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     rows, columns = entry["shape"]
     bias = artifact.arrays.get(f"{name}.bias") if name not in LOOKED_UP else None
     found: dict[str, Any] = {"rows": rows, "columns": columns, "activations": activations, "bias": bias}
+    if not rows * columns:  # no weights, whatever their form: y = bias
+        return found | {"activations": "float"} | _weights("float32", np.zeros(0, np.float32))
     if name in LOOKED_UP or entry["layout"] == "panels":
         parts = artifact.stored(name)
         data, table, scale = parts[WEIGHTS[entry["form"]]], parts.get("table"), parts.get("scale")
