@@ -2,6 +2,7 @@
 #include "tests/kernel_cases.h"
 
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 using namespace cases;
@@ -50,6 +51,12 @@ Exact<float> random_tokens(int n, int columns) {
 }
 
 }  // namespace
+
+TEST(levels_are_named) {
+  std::printf("levels tested:");
+  for (const Kernels* level : all_levels()) std::printf(" %s", level->name);
+  std::printf("\n");
+}
 
 TEST(quantize_gives_the_numbers_made_by_hand) {
   const float x[] = {-10, -3, 5, 2, 0, 0, 0, 0, 0x1p-101f, -0x1p-101f, 0, 0};
