@@ -9,10 +9,10 @@ Every peer runs its fastest variant (peers.py), chosen anew for each case.
 
     ms       best, lower quartile and median of the calls
     ratio    median over rounds of (the best int8 peer's ms / this ms): above 1 is faster than the best int8 peer
-    GB/s     bytes of the encoder's weights and the head / lower quartile
-    floor    time to read these bytes, measured here on 1 to 8 streams / lower quartile: 100% is memory speed
     cpu      lower quartile of the process's CPU time, and the ratio of these: on a busy machine the one to trust
              (one thread only: with more, it counts all, and those that wait in a loop)
+    GB/s     bytes of the encoder's weights and the head / lower quartile (one thread: of CPU time)
+    floor    time to read these bytes, measured here on 1 to 8 streams / the same: 100% is memory speed
     diff     largest |logit - PyTorch fp32's|, in standard deviations of the latter's logits
 
 --isa LEVEL holds our engine (FLYWEIGHT_ISA) and PyTorch, OpenVINO and CTranslate2 (by their own variables); ONNX
@@ -162,6 +162,7 @@ def rows_of(found: list[Contender], threads: int, floors: dict[tuple[int, str], 
         best = min(int8, key=lambda c: np.percentile(clocks[c.name], 25)) if int8 else None
         for c in found:
             p25 = float(np.percentile(c.ms[mode], 25))
+            shown = float(np.percentile(clocks[c.name], 25))
             row = {
                 "name": c.name,
                 "variant": c.variant,
@@ -172,9 +173,9 @@ def rows_of(found: list[Contender], threads: int, floors: dict[tuple[int, str], 
                 "cpu_p25_ms": float(np.percentile(c.cpu_ms[mode], 25)),
                 "best_int8_peer": best.name if best else None,
                 "weight_bytes": c.weight_bytes,
-                "gb_per_s": c.weight_bytes / p25 / 1e6,
+                "gb_per_s": c.weight_bytes / shown / 1e6,
                 "floor_ms": floors[c.weight_bytes, mode],
-                "share_of_floor": floors[c.weight_bytes, mode] / p25,
+                "share_of_floor": floors[c.weight_bytes, mode] / shown,
                 "logit_difference": c.difference,
             }
             if best is not None:

@@ -10,9 +10,12 @@ another: benchmarks/peers_env.sh makes both.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -198,11 +201,16 @@ def openvino_file(model: str, one_qkv: bool, kind: str, masked: bool = False) ->
 def _quantized(found: object, kind: str, model: str, masked: bool) -> object:
     if kind == "float32":
         return found
-    import logging
-
     import nncf
 
     nncf.set_log_level(logging.ERROR)
+    with redirect_stdout(sys.stderr):  # its progress bars
+        return _by_nncf(found, kind, model, masked)
+
+
+def _by_nncf(found: object, kind: str, model: str, masked: bool) -> object:
+    import nncf
+
     if kind == "nncf":
         inputs = [(ids, np.ones_like(ids)) if masked else ids for ids in calibration(model)]
         return nncf.quantize(found, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER, subset_size=24)
