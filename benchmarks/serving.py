@@ -91,6 +91,23 @@ def in_workers(run: Callable[[int, list[np.ndarray]], np.ndarray], size: int, wo
     return solve
 
 
+def our_ways(engine: Any) -> dict[str, Solve]:
+    """Ours pads nothing: all in one call on two threads, or groups in two workers of one thread."""
+    from flyweight.tokenizer import Encoded
+
+    no_words = np.zeros(0, np.int64)
+
+    def logits(ids: list[np.ndarray], threads: int) -> list[np.ndarray]:
+        found = engine.logits([Encoded(row, no_words, []) for row in ids], threads)
+        return [intent for intent, _ in found]
+
+    def run(worker: int, ids: list[np.ndarray]) -> np.ndarray:
+        return np.stack(logits(ids, 1))
+
+    workers = {f"groups of {size}, 2 worker(s)": in_workers(run, size, 2) for size in (8, 1)}
+    return {"one call, two threads": lambda ids: logits(ids, 2), **workers}
+
+
 def ort_ways(model: str, ids: list[np.ndarray]) -> dict[str, Callable[[], Solve]]:
     """ONNX Runtime int8 with a mask: sizes of groups x (one session of two threads | two workers of one thread)."""
 
@@ -170,12 +187,13 @@ def throughput(model: str = "minilm") -> dict[str, Any]:
     from flyweight.tokenizer import Tokenizer
 
     texts, source = messages()
-    encoded = Tokenizer.from_file(model_folder(model) / "tokenizer.json", MAX_TOKENS).encode_batch(texts)
-    ids = [e.ids for e in encoded]
+    tokenizer = Tokenizer.from_file(model_folder(model) / "tokenizer.json", MAX_TOKENS)
+    ids = [e.ids for e in tokenizer.encode_batch(texts)]
     solvers: dict[str, tuple[str, Solve]] = {}
     for form in ("int8", "4bit"):
-        parser = fw.load(fly_file(model, form), threads=2)
-        solvers[f"flyweight-{form}"] = ("ragged", partial(_ours, parser.engine, encoded))
+        ready = our_ways(fw.load(fly_file(model, form), threads=2).engine)
+        chosen = peers.quickest(ready, ids, 5, 2)
+        solvers[f"flyweight-{form}"] = (chosen, ready[chosen])
     wanted = peers.open_torch(True, None, model, 0, 1)
     for name, ways in WAYS.items():
         try:
@@ -206,10 +224,6 @@ def throughput(model: str = "minilm") -> dict[str, Any]:
         print(f"{name:16} {best:8.0f} messages/s at best, {p50:8.0f} median   {way}   diff {difference:.4f}")
     lengths = [len(row) for row in ids]
     return {"model": model, "messages": source, "tokens_mean": float(np.mean(lengths)), "threads": 2, "rows": rows}
-
-
-def _ours(engine: Any, encoded: list[Any], ids: list[np.ndarray]) -> list[np.ndarray]:
-    return [intent for intent, _ in engine.logits(encoded)]
 
 
 # --- text in -> answer out
