@@ -23,14 +23,14 @@ test: $(READY) native-test
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-check: $(READY)
+check: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py tests/test_docs.py
 	$(BIN)/cog -I docs --check README.md docs/cli.md
 
-docs: $(READY)
+docs: $(INSTALLED)
 	$(BIN)/cog -I docs -r README.md docs/cli.md
 
 bench: $(READY)
