@@ -135,7 +135,7 @@ def test_bench_shows_a_table(place: Place, call: Call, monkeypatch: pytest.Monke
     monkeypatch.setattr(show, "PIPE_WIDTH", 200)
     done = call("bench", place.int8, place.teacher, "--data", place.csv, "--calls", 1)
     rows = cells_of(done.out)
-    assert [row[0] for row in rows] == [f"{place.int8} (numpy)", f"{place.teacher} (PyTorch)"]
+    assert [row[0] for row in rows] == [f"{place.int8} ({engine_title()})", f"{place.teacher} (PyTorch)"]
     assert (rows[0][5], rows[0][-1], rows[1][-1]) == ("1.00x", "12", "-")
     monkeypatch.setattr(show, "PIPE_WIDTH", 80)
     narrow = call("bench", place.int8, place.teacher, "--data", place.csv, "--calls", 1).out

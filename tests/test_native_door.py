@@ -241,7 +241,6 @@ def test_messages_go_in_and_logits_come_out_ragged(fake: type[FakeEngine], plain
     assert nlu.engine.logits([]) == []
     assert isinstance(nlu.engine, Native)
     assert nlu.engine.logits(encoded, threads=2)[0][0][2] == 2
-    assert len(nlu.parse_batch(["hello", ""])) == 2
 
 
 def test_a_model_without_tags(fake: type[FakeEngine], tiny_model: NLUModel, tmp_path: Path) -> None:
@@ -263,7 +262,7 @@ def test_what_the_engine_refuses_is_an_artifact_error(
 
     monkeypatch.setattr(fake, "compute", refuse)
     with pytest.raises(ArtifactError, match=r"m\.fly: id 5 of 4"):
-        nlu.parse("hello")
+        nlu.engine.logits(nlu.tokenizer.encode_batch(["hello"]))
     fake.refuse = "layers.0.ffn.up: 3 bytes of 4"
     with pytest.raises(ArtifactError, match=r"m\.fly: layers\.0\.ffn\.up: 3 bytes of 4"):
         load(plain)

@@ -187,20 +187,29 @@ class Forbidden(tuple):
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """All texts that are asked of models and parsers."""
+    """All texts that are asked of models and parsers, each once, whichever method asks another."""
     texts: dict[str, list[str]] = {"model": [], "file": []}
+    inside = False
 
     def spy(cls: type[Any], name: str, key: str, wrap: Callable[[Any], list[str]]) -> None:
         right = getattr(cls, name)
 
         def method(self: Any, argument: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return right(self, argument)
             texts[key].extend(wrap(argument))
-            return right(self, argument)
+            inside = True
+            try:
+                return right(self, argument)
+            finally:
+                inside = False
 
         monkeypatch.setattr(cls, name, method)
 
-    spy(NLUModel, "answers", "model", list)
-    spy(Parser, "answers", "file", list)
+    for cls, key in ((NLUModel, "model"), (Parser, "file")):
+        spy(cls, "answers", key, list)
+        spy(cls, "parse", key, lambda text: [text])
     return texts
 
 
