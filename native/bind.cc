@@ -187,46 +187,72 @@ nb::list list_of(const std::vector<T>& values) {
   return found;
 }
 
-// Text in, answer out, in one call: (intents in rank order, their confidences, words' spans, a tag per word), or None
-// where the logits are not finite. Words and tags are empty without an entity, which most messages have none of.
-nb::object answer(const Model& model, const Tokenizer& tokenizer, nb::handle text, float temperature, int threads) {
+// What is computed for a call of `answers`; kept by each thread, so that its memory is.
+struct Batch {
+  std::vector<std::int32_t> ids, lengths, first, n_words, starts, ends;
+  std::vector<float> intent, tags;
+  Answer answer;
+
+  void add(const Encoding& e, bool tagged) {
+    ids.insert(ids.end(), e.ids.begin(), e.ids.end());
+    lengths.push_back(std::int32_t(e.ids.size()));
+    n_words.push_back(tagged ? std::int32_t(e.first.size()) : 0);
+    if (!tagged) return;
+    first.insert(first.end(), e.first.begin(), e.first.end());
+    starts.insert(starts.end(), e.starts.begin(), e.starts.end());
+    ends.insert(ends.end(), e.ends.begin(), e.ends.end());
+  }
+  void clear() {
+    for (auto* v : {&ids, &lengths, &first, &n_words, &starts, &ends}) v->clear();
+  }
+};
+
+// Texts in, answers out, in one call. For each message (intents in rank order, their confidences, words' spans, a tag per
+// word), or None where the logits are not finite. Words and tags are empty where no word has a tag, as in most messages.
+nb::list answers(const Model& model, const Tokenizer& tokenizer, const nb::list& texts, float temperature, int threads) {
   if (!(temperature > 0.0f && std::isfinite(temperature)))
     throw std::invalid_argument("temperature is " + std::to_string(temperature) + "; allowed: above 0");
-  const Encoding& encoded = encoding(tokenizer, text);
+  // Taken out while it is used: making Python objects may collect garbage, which may run anything, this in this thread too.
+  static thread_local Batch kept;
+  Batch batch;
+  std::swap(batch, kept);
+  Answer& found = batch.answer;
   const Config& c = model.engine->config();
-  static thread_local std::vector<float> intent, tags;
-  static thread_local Answer kept;
-  intent.resize(std::size_t(c.n_intents));
-  const std::int32_t n_words = c.n_tags ? std::int32_t(encoded.first.size()) : 0;
-  tags.resize(std::size_t(n_words) * std::size_t(c.n_tags));
-  const auto length = std::int32_t(encoded.ids.size());
-  bool sound = false;
+  const std::size_t n_intents = std::size_t(c.n_intents), n_tags = std::size_t(c.n_tags);
+  batch.clear();
+  for (const nb::handle text : texts) batch.add(encoding(tokenizer, text), c.n_tags != 0);
+  batch.intent.resize(batch.lengths.size() * n_intents);
+  batch.tags.resize(batch.first.size() * n_tags);
   {
     const nb::gil_scoped_release released;
-    model.engine->logits(encoded.ids.data(), &length, 1, encoded.first.data(), &n_words, threads, intent.data(),
-                         tags.data());
-    sound = kept.decode(intent.data(), c.n_intents, temperature, tags.data(), n_words, c.n_tags);
+    model.engine->logits(batch.ids.data(), batch.lengths.data(), int(batch.lengths.size()), batch.first.data(),
+                         batch.n_words.data(), threads, batch.intent.data(), batch.tags.data());
   }
-  if (!sound) return nb::none();
-  // Making Python objects may collect garbage, which may run anything, another answer() in this thread too.
-  Answer found;
-  std::swap(found, kept);
-  std::vector<std::int32_t> starts, ends;
-  if (std::any_of(found.path.begin(), found.path.end(), [](int tag) { return tag != 0; })) {
-    starts = encoded.starts;
-    ends = encoded.ends;
+  nb::list all;
+  std::size_t word = 0;
+  for (std::size_t i = 0; i < batch.lengths.size(); ++i) {
+    const std::size_t n_words = std::size_t(batch.n_words[i]);
+    if (!found.decode(batch.intent.data() + i * n_intents, c.n_intents, temperature, batch.tags.data() + word * n_tags,
+                      int(n_words), c.n_tags)) {
+      all.append(nb::none());
+    } else {
+      nb::list words, path;
+      if (std::any_of(found.path.begin(), found.path.end(), [](int tag) { return tag != 0; })) {
+        for (std::size_t w = word; w < word + n_words; ++w) words.append(nb::make_tuple(batch.starts[w], batch.ends[w]));
+        path = list_of(found.path);
+      }
+      all.append(nb::make_tuple(list_of(found.order), list_of(found.confidences), words, path));
+    }
+    word += n_words;
   }
-  nb::list words, path;
-  for (std::size_t i = 0; i < starts.size(); ++i) words.append(nb::make_tuple(starts[i], ends[i]));
-  if (!starts.empty()) path = list_of(found.path);
-  nb::tuple made = nb::make_tuple(list_of(found.order), list_of(found.confidences), words, path);
-  std::swap(found, kept);
-  return made;
+  std::swap(batch, kept);
+  return all;
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // objects that live until the interpreter ends are no fault of the user's
   bind_tokenizer(m);
   m.def("levels", [] { return names(usable_levels()); },
         "Names of the instruction-set levels that this CPU can run, slowest first.");
@@ -238,6 +264,6 @@ NB_MODULE(_native, m) {
       .def("logits", &logits, nb::arg("ids").noconvert(), nb::arg("lengths").noconvert(),
            nb::arg("first").noconvert(), nb::arg("n_words").noconvert(), nb::arg("threads") = 1,
            "int32 arrays -> (intent (B, C), tags (W, n_tags)) float32; the GIL is released.")
-      .def("answer", &answer, nb::arg("tokenizer"), nb::arg("text"), nb::arg("temperature"), nb::arg("threads") = 1,
-           "One message -> (intents in rank order, confidences, word spans, tags), or None: logits are not finite.");
+      .def("answers", &answers, nb::arg("tokenizer"), nb::arg("texts"), nb::arg("temperature"), nb::arg("threads") = 1,
+           "Texts -> for each (intents in rank order, confidences, word spans, tags), or None: logits are not finite.");
 }

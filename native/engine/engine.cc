@@ -14,6 +14,9 @@ namespace {
 // Tokens that go through the layers together: six blocks, weights are read once for them, and the widest
 // intermediate of a MiniLM (96 x 1536 floats) stays in a core's cache.
 constexpr int kGroupTokens = 96;
+
+// Products of weights by tokens that are worth waking a thread for, about 0.1 ms of one core.
+constexpr std::int64_t kWorthAThread = 32 << 20;
 constexpr int kMaxThreads = 256;  // of one call; results do not depend on it
 
 std::string layer_name(std::size_t i) { return "layers." + std::to_string(i); }
@@ -108,6 +111,7 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
   const auto linear = [&](const std::string& name, int rows, int columns) {
     width_ = std::max(width_, round_up(columns, kPiece));
     height_ = std::max(height_, round_up(rows, kPanel));
+    n_weights_ += std::int64_t(rows) * columns;
     return make_linear(matrices, name, rows, columns, kernels);
   };
   for (std::size_t i = 0; i < config.heads.size(); ++i) {
@@ -194,7 +198,9 @@ void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n,
   }
   if (group.n) groups.push_back(group);
   if (groups.empty()) return;
-  n_threads = std::clamp(n_threads, 1, kMaxThreads);
+  std::int64_t n_tokens = 0;
+  for (const Group& g : groups) n_tokens += g.n_tokens;
+  n_threads = std::clamp(n_threads, 1, std::clamp(int(n_tokens * n_weights_ / kWorthAThread), 1, kMaxThreads));
   // Several groups: a thread takes whole groups and never waits for another. One group: all threads share its matrices.
   const int n_groups = int(groups.size()), teams = std::min(n_threads, n_groups);
   std::atomic<int> next{0};

@@ -104,6 +104,7 @@ class Engine {
   std::vector<Layer> layers_;
   Linear pooler_, intent_, tags_;
   int width_ = 0;   // widest input of a matrix
+  std::int64_t n_weights_ = 0;  // of all matrices that are multiplied
   int height_ = 0;  // most outputs of a matrix, and padded
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // guarded by lock_for_forks()
 };

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flyweight.data.messages import Entity
-from flyweight.data.tags import legal_tags, tag_names, tags_to_spans
+from flyweight.data.tags import Span, legal_tags, tag_names, tags_to_spans
 from flyweight.tokenizer import Encoded
 
 
@@ -48,13 +48,17 @@ class Answer:
         """Rasa's parse result: text, intent, intent_ranking (best first), entities."""
         order = np.argsort(-self.probabilities, kind="stable")
         ranking = [{"name": self.intents[i], "confidence": float(self.probabilities[i])} for i in order]
-        entities = []
-        for e in self.entities:
-            written = self.text[e.start : e.end]
-            item = {"entity": e.entity, "start": e.start, "end": e.end, "value": e.value or written}
-            item |= {k: v for k, v in (("role", e.role), ("group", e.group)) if v}
-            entities.append(item)
-        return {"text": self.text, "intent": ranking[0], "intent_ranking": ranking, "entities": entities}
+        return parse_result(self.text, ranking, self.entities)
+
+
+def parse_result(text: str, ranking: list[dict[str, Any]], found: Sequence[Entity]) -> dict[str, Any]:
+    """Rasa's parse result from the ranked intents and the entities of one message."""
+    entities = []
+    for e in found:
+        item = {"entity": e.entity, "start": e.start, "end": e.end, "value": e.value or text[e.start : e.end]}
+        item |= {k: v for k, v in (("role", e.role), ("group", e.group)) if v}
+        entities.append(item)
+    return {"text": text, "intent": ranking[0], "intent_ranking": ranking, "entities": entities}
 
 
 class Answerer(Protocol):
@@ -81,13 +85,16 @@ class Labels:
 
     def answer(self, text: str, encoded: Encoded, intent_logits: np.ndarray, tag_logits: np.ndarray | None) -> Answer:
         """Decode one message. intent_logits (C,); tag_logits (W, n_tags) or None without an entity head."""
-        entities: list[Entity] = []
+        entities: tuple[Entity, ...] = ()
         if tag_logits is not None and len(encoded.words):
-            names = self.tags
-            path = legal_tags(tag_logits, names)
-            entities = tags_to_spans(encoded.words, [names[i] for i in path])
-        found = tuple(replace(e, value=self.synonyms.get(text[e.start : e.end].lower())) for e in entities)
-        return Answer(text, self.intents, softmax(intent_logits / self.temperature), found)
+            entities = self.entities(text, encoded.words, legal_tags(tag_logits, self.tags))
+        return Answer(text, self.intents, softmax(intent_logits / self.temperature), entities)
+
+    def entities(self, text: str, words: Sequence[Span], path: Sequence[int] | np.ndarray) -> tuple[Entity, ...]:
+        """The entities of one message, with the values of synonyms, from the number of each word's tag."""
+        names = self.tags
+        found = tags_to_spans(words, [names[i] for i in path])
+        return tuple(replace(e, value=self.synonyms.get(text[e.start : e.end].lower())) for e in found)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

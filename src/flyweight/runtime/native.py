@@ -7,12 +7,14 @@ load: int8 weights or centres by float activations into float32 panels, codes of
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from flyweight.artifact import LOOKED_UP, Artifact
+from flyweight.data.tags import Span
 from flyweight.errors import ArtifactError, ConfigError
 from flyweight.forms import panels
 from flyweight.forms.codes import Codes, code_bits
@@ -23,6 +25,8 @@ from flyweight.tokenizer import Encoded
 ISA_VARIABLE = "FLYWEIGHT_ISA"
 WEIGHTS = {"float32": "values", "int8": "q", "codes": "codes"}  # the array of a form that is not its table or scale
 BUILD_HINT = "install a C++ compiler, then: pip install --force-reinstall --no-deps flyweight"
+
+Decoded = tuple[list[int], list[float], list[Span], list[int]]  # order, confidences, words, path
 
 
 class Native:
@@ -67,6 +71,18 @@ class Native:
             return [(row, None) for row in intent]
         ends = np.cumsum(n_words)
         return [(row, tags[end - n : end]) for row, end, n in zip(intent, ends, n_words, strict=True)]
+
+    def answers(self, tokenizer: Any, texts: Sequence[str], temperature: float) -> list[Decoded | None]:
+        """Text in, answer out, in one native call; None for a message whose logits are not finite.
+
+        `tokenizer`: the C++ object of a Tokenizer. Each message: intents in rank order, their confidences, and, where
+        any word has a tag, the words' spans and a tag number per word.
+        """
+        try:
+            found: list[Decoded | None] = self._engine.answers(tokenizer, list(texts), temperature, self.threads)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+        return found
 
 
 def module() -> Any:

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from flyweight.answers import Answer, Labels
+from flyweight.answers import Answer, Labels, parse_result
 from flyweight.artifact import NUMERICS_VERSION, Artifact, read
 from flyweight.errors import ArtifactError, CheckpointError, ConfigError, FlyweightWarning, ParityError
 from flyweight.runtime import native
-from flyweight.runtime.native import Native
+from flyweight.runtime.native import Decoded, Native
 from flyweight.runtime.parts import check_model
 from flyweight.runtime.reference import GoldenCheck, Reference, rms_difference
 from flyweight.tokenizer import Tokenizer
@@ -40,22 +40,49 @@ class Parser:
 
     def answers(self, texts: Sequence[str]) -> list[Answer]:
         """One answer a message, in order."""
-        encoded = self.tokenizer.encode_batch(list(texts))
-        logits = self.engine.logits(encoded)
         found = []
-        for text, e, (intent, tags) in zip(texts, encoded, logits, strict=True):
+        if (decoded := self._decoded(texts)) is not None:
+            for text, (order, confidences, words, path) in zip(texts, decoded, strict=True):
+                probabilities = np.empty(len(order))
+                probabilities[order] = confidences
+                found.append(Answer(text, self.labels.intents, probabilities, self.labels.entities(text, words, path)))
+            return found
+        encoded = self.tokenizer.encode_batch(list(texts))
+        for text, e, (intent, tags) in zip(texts, encoded, self.engine.logits(encoded), strict=True):
             if not (np.isfinite(intent).all() and (tags is None or np.isfinite(tags).all())):
-                raise ParityError(f"{self.artifact.path}: logits of {text!r} are not finite; the model is damaged")
+                raise self._damaged(text)
             found.append(self.labels.answer(text, e, intent, tags))
         return found
 
     def parse(self, text: str) -> dict[str, Any]:
         """Rasa's parse result: {"text", "intent": {"name", "confidence"}, "intent_ranking", "entities"}."""
-        return self.answers([text])[0].to_dict()
+        return self.parse_batch([text])[0]
 
     def parse_batch(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """`parse` of several messages."""
-        return [answer.to_dict() for answer in self.answers(texts)]
+        if (decoded := self._decoded(texts)) is None:
+            return [answer.to_dict() for answer in self.answers(texts)]
+        names, found = self.labels.intents, []
+        for text, (order, confidences, words, path) in zip(texts, decoded, strict=True):
+            ranking = [{"name": names[i], "confidence": p} for i, p in zip(order, confidences, strict=True)]
+            found.append(parse_result(text, ranking, self.labels.entities(text, words, path) if path else ()))
+        return found
+
+    def _decoded(self, texts: Sequence[str]) -> list[Decoded] | None:
+        """Answers in numbers where engine and tokenizer are both native; None elsewhere. Errors: ParityError."""
+        if not isinstance(self.engine, Native) or self.tokenizer.native is None:
+            return None
+        found = []
+        for text, one in zip(
+            texts, self.engine.answers(self.tokenizer.native, texts, self.labels.temperature), strict=True
+        ):
+            if one is None:
+                raise self._damaged(text)
+            found.append(one)
+        return found
+
+    def _damaged(self, text: str) -> ParityError:
+        return ParityError(f"{self.artifact.path}: logits of {text!r} are not finite; the model is damaged")
 
     def check_golden(self) -> GoldenCheck:
         """Compute the golden messages and compare with the logits in the file.
