@@ -1,5 +1,5 @@
-// 64-bit Arm with the dot products of Armv8.2 (Cortex-A76, Neoverse N1, Apple M1 and later): sdot multiplies signed bytes,
-// so nothing is stored with an offset. Its speed has not been measured: the tests run under an emulator.
+// 64-bit Arm with the dot products of Armv8.2 (Cortex-A76, Neoverse N1, Apple M1 and later): sdot multiplies signed
+// bytes, so nothing is stored with an offset. Its speed has not been measured: the tests run under an emulator.
 //
 // Two orientations, the same sums:
 //   k in lanes       for few tokens: a vector holds 16 columns of one row; sums are added across lanes at the end.

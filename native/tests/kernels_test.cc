@@ -135,6 +135,15 @@ TEST(every_level_multiplies_large_matrices_like_the_scalar_one) {
     }
 }
 
+// Levels that take several panels at a time, with a rest.
+TEST(every_level_multiplies_many_panels_like_the_scalar_one) {
+  for (const Form& form : {kForms[0], kForms[2], kForms[3], kForms[6]})
+    for (int panels : {2, 4, 11}) {
+      Weights weights(form, panels * kPanel - 3, 330);
+      compare(weights, random_tokens(84, 330), 84, {4, 5, 16, 20, 32, 37, 48, 64, 80, 84}, Activation::relu, form.name);
+    }
+}
+
 // All weights and activations +-127, as many columns as allowed: sums up to 65536 * 127 * 127 = 1.06e9, as unsigned
 // weights 65536 * 255 * 127 = 2.12e9 < 2^31. -128 only occurs in a damaged file, and gives the same bits too.
 TEST(extremes_do_not_overflow) {
