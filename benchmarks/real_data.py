@@ -4,7 +4,7 @@
 
 Per set and seed: the teacher is trained (or found, see teachers.py), compressed, written as .fly; every model
 answers every test message. Losses are against the teacher in PyTorch fp32, with a 95% paired bootstrap interval.
-Latency: batch 1, one thread, tokenizer included, interleaved; the .fly files are run by the NumPy reference as yet.
+Latency: batch 1, one thread, tokenizer included, interleaved; the .fly files are run by the native engine.
 Writes benchmarks/results/real_data.json after every run: runs of the same set, base and seed are replaced, others stay,
 losses are computed again over all seeds there. Flips are printed; the file keeps only their numbers and labels, since
 the messages belong to their authors.
@@ -48,7 +48,8 @@ def measure(name: str, base: str, seed: int, n_calls: int) -> dict[str, Any]:
         for label, recipe in RECIPES.items():
             small = fw.compress(model, data, recipe, measure=False)
             paths[label] = fw.save(small, Path(folder) / f"{label}.fly")
-            contenders.append(Contender(label, "numpy reference", fw.load(paths[label]), paths[label]))
+            nlu = fw.load(paths[label])
+            contenders.append(Contender(label, nlu.engine.title, nlu, paths[label]))
         svm = ClassicClassifier.fit(data.train + data.validation)
         contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm, child=False))
         rows = comparison(contenders, data.test, n_latency_calls=n_calls)
@@ -145,7 +146,7 @@ def keep(run: dict[str, Any]) -> None:
     same = [(r["set"], r["base"], r["seed"]) != (run["set"], run["base"], run["seed"]) for r in found["runs"]]
     runs = [r for r, other in zip(found["runs"], same, strict=True) if other] + [run]
     runs.sort(key=lambda r: (SETS.index(r["set"]), r["base"], r["seed"]))
-    result = {"machine": machine(), "threads": 1, "engine": "numpy reference", "runs": runs, "losses": losses(runs)}
+    result = {"machine": machine(), "threads": 1, "runs": runs, "losses": losses(runs)}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

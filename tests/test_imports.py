@@ -26,7 +26,7 @@ LAYERS = [
     ("artifact",),
     ("answers",),
     ("tokenizer",),
-    ("forms", "positions", "progress", "data"),
+    ("forms", "positions", "progress", "cores", "data"),
     ("errors",),
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -122,7 +122,9 @@ void BytePairs::merge(std::string_view word, std::vector<Piece>& pieces, Work& w
 // The same order of merges in O(n log n): a heap of candidate pairs, those that have changed since are passed over.
 // A piece swallowed by its left neighbour has id -1.
 void BytePairs::merge_long(std::vector<Piece>& pieces, Work& work) const {
-  auto& [ranks, heap, previous, following] = work;
+  // No structured binding: clang before 16 does not let a lambda capture one.
+  auto& heap = work.heap;
+  auto &previous = work.previous, &following = work.following;
   const auto n = static_cast<std::int32_t>(pieces.size());
   heap.clear();
   previous.resize(pieces.size());

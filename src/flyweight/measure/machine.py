@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from flyweight.cores import CGROUPS, MEMBERSHIP, cgroups, cpu_quota_cores, read_text, visible_cores, whole_cores
 
 # (name in results, the flag in /proc/cpuinfo); x86 first, then ARM
 ISA_FLAGS = {
@@ -28,8 +29,7 @@ BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's
 PACKAGES = ("flyweight", "numpy", "tokenizers", "torch")
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
+_CGROUPS, _MEMBERSHIP = CGROUPS, MEMBERSHIP
 
 
 def machine() -> dict[str, Any]:
@@ -43,9 +43,9 @@ def machine() -> dict[str, Any]:
     """
     from flyweight.runtime.native import facts
 
-    cpuinfo = _read(_CPUINFO)
+    cpuinfo = read_text(_CPUINFO)
     n_visible = visible_cores()
-    quota = cpu_quota_cores(_CGROUPS, _read(_MEMBERSHIP))
+    quota = cpu_quota_cores(_CGROUPS, read_text(_MEMBERSHIP))
     return {
         "cpu": cpu_model(cpuinfo),
         "arch": platform.machine(),
@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
         "multiplies_bf16_natively": multiplies_bf16_natively(),
         "n_cores_visible": n_visible,
         "cpu_quota_cores": quota,
-        "n_cores_usable": max(1, int(n_visible if quota is None else min(n_visible, quota))),
+        "n_cores_usable": whole_cores(n_visible, quota),
         "memory_total_bytes": memory_total_bytes(),
         "engine": facts(),
         "os": f"{platform.system()} {platform.release()}",
@@ -68,7 +68,7 @@ def multiplies_bf16_natively() -> bool:
 
     Known from /proc/cpuinfo; False where there is none.
     """
-    return bool(cpu_flags(_read(_CPUINFO)) & BF16_FLAGS)
+    return bool(cpu_flags(read_text(_CPUINFO)) & BF16_FLAGS)
 
 
 def cpu_flags(cpuinfo: str) -> set[str]:
@@ -93,23 +93,6 @@ def cpu_model(cpuinfo: str) -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def visible_cores() -> int:
-    """Logical cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cpu_quota_cores(root: Path, membership: str) -> float | None:
-    """The container's CPU limit in cores, quota / period; the least one on the way up to the root; None without.
-
-    `root` is where cgroups are mounted, `membership` the text of /proc/self/cgroup (lines `id:controllers:path`).
-    Version 2: cpu.max holds "quota period" or "max period". Version 1: cpu.cfs_quota_us (-1: none), cpu.cfs_period_us.
-    """
-    known = [limit for folder in _cgroups(root, membership, "cpu") if (limit := _quota(folder)) is not None]
-    return min(known) if known else None
-
-
 def memory_total_bytes() -> int | None:
     """Physical memory of the machine; None where the system does not tell."""
     try:
@@ -124,13 +107,13 @@ def memory_free_bytes() -> int | None:
     A container has its limit less what it uses; file pages that were not used lately are given back first, so they do
     not count. Version 2: memory.max, memory.current; version 1: memory.limit_in_bytes, memory.usage_in_bytes.
     """
-    available = _field(_read(_MEMINFO), "MemAvailable")
+    available = _field(read_text(_MEMINFO), "MemAvailable")
     known = [] if available is None else [int(available.split()[0]) * 1024]
-    for folder in _cgroups(_CGROUPS, _read(_MEMBERSHIP), "memory"):
-        limit = _read(folder / "memory.max").strip() or _read(folder / "memory.limit_in_bytes").strip()
-        used = _read(folder / "memory.current").strip() or _read(folder / "memory.usage_in_bytes").strip()
+    for folder in cgroups(_CGROUPS, read_text(_MEMBERSHIP), "memory"):
+        limit = read_text(folder / "memory.max").strip() or read_text(folder / "memory.limit_in_bytes").strip()
+        used = read_text(folder / "memory.current").strip() or read_text(folder / "memory.usage_in_bytes").strip()
         if limit.isdecimal() and used.isdecimal():
-            idle = dict(line.partition(" ")[::2] for line in _read(folder / "memory.stat").splitlines())
+            idle = dict(line.partition(" ")[::2] for line in read_text(folder / "memory.stat").splitlines())
             known.append(max(0, int(limit) - int(used) + int(idle.get("inactive_file", 0))))
     return min(known) if known else None
 
@@ -157,18 +140,6 @@ def commit(package: Path) -> str | None:
     return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def _cgroups(root: Path, membership: str, controller: str) -> Iterator[Path]:
-    """Folders that may limit this process, from its own up to the root, for each mounted hierarchy."""
-    for line in membership.splitlines():
-        _, controllers, below = (*line.split(":", 2), "", "")[:3]
-        if controllers and controller not in controllers.split(","):
-            continue
-        for mount in (root / controllers, root / controller) if controllers else (root, root / "unified"):
-            parts = [part for part in below.split("/") if part not in ("", "..")]
-            for depth in range(len(parts), -1, -1):
-                yield mount.joinpath(*parts[:depth])
-
-
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
@@ -177,26 +148,9 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def _quota(folder: Path) -> float | None:
-    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
-    if not quota:
-        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
-    try:
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (ValueError, ZeroDivisionError):  # "max", or no such files
-        return None
-
-
 def _field(cpuinfo: str, name: str) -> str | None:
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:
             return value.strip()
     return None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flyweight.artifact import LOOKED_UP, Artifact
+from flyweight.cores import usable_cores
 from flyweight.data.tags import Span
 from flyweight.errors import ArtifactError, ConfigError
 from flyweight.forms import panels
@@ -40,7 +41,8 @@ class Native:
             raise ConfigError(f"{why_not()}; {BUILD_HINT}")
         if type(threads) is not int or threads < 1:
             raise ConfigError(f"threads is {threads!r}; allowed: whole numbers from 1")
-        self.path, self.threads, self.level = artifact.path, threads, pick_level(native)
+        self.path, self.level = artifact.path, pick_level(native)
+        self.threads = min(threads, usable_cores())  # more would wait for one another in a container
         self.title = f"{self.name} {self.level}"
         encoder, model = check_parts(artifact), artifact.manifest["model"]
         self.vocab_size, self.has_tags = encoder["vocab_size"], bool(model["labels"]["entity_labels"])
