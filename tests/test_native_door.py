@@ -228,7 +228,17 @@ def test_matrices_without_weights_have_one_form(
         assert (given["rows"], given["columns"]) == tuple(module.weight.shape)
 
 
-def test_messages_go_in_and_logits_come_out_ragged(fake: type[FakeEngine], plain: Path) -> None:
+def test_no_more_threads_than_the_container_lets_run(
+    fake: type[FakeEngine], plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "usable_cores", lambda: 2)
+    assert [load(plain, check=False, threads=n).engine.threads for n in (1, 2, 64)] == [1, 2, 2]  # type: ignore[union-attr]
+
+
+def test_messages_go_in_and_logits_come_out_ragged(
+    fake: type[FakeEngine], plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "usable_cores", lambda: 8)
     nlu = load(plain, check=False, threads=3)
     assert (nlu.engine.name, nlu.engine.title, nlu.engine.has_tags) == ("engine", "engine avx-vnni", True)
     assert nlu.engine.vocab_size == nlu.artifact.manifest["model"]["encoder"]["vocab_size"]

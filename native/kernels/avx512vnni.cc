@@ -18,7 +18,8 @@ namespace {
 #include "kernels/avx512.inc"
 #include "kernels/floats.inc"
 
-constexpr int kAhead = 4096;  // bytes that weights are prefetched ahead of their use
+// Bytes that weights are prefetched ahead of their use: int8 from memory 38 ns a tile at 16 KB, 41 at 4 KB, 57 at 2 KB.
+constexpr int kAhead = 16384, kAheadCodes = 4096;
 constexpr int kMostInK = 5;   // tokens of one pass with k in lanes: 4 rows x 5 sums, 4 tables, 4 pieces of 32 registers
 constexpr int kFewest = 15;   // tokens from which a block is computed with tokens in lanes
 
@@ -202,7 +203,7 @@ template <int bits>
 inline void decode_to(std::uint8_t* planes, const Matrix& m, const std::uint8_t* unit, int row, int panel) {
   __m512i w[8 / bits];
   const std::uint8_t* piece = unit + row * kPiece;
-  _mm_prefetch(reinterpret_cast<const char*>(piece + kAhead), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(piece + kAheadCodes), _MM_HINT_T0);
   decode<bits>(_mm512_loadu_si512(piece), row_table(m, panel * kPanel + row), w);
 #pragma GCC unroll 8
   for (int j = 0; j < 8 / bits; ++j) _mm512_store_si512(planes + j * kPanel * kPiece + row * kPiece, w[j]);
