@@ -50,6 +50,46 @@ def results_table() -> str:
     return "\n".join(lines)
 
 
+PEERS = {
+    "flyweight-int8": "**Flyweight int8**",
+    "flyweight-4bit": "**Flyweight 4-bit codes**",
+    "flyweight-2bit": "**Flyweight 2-bit codes**",
+    "litert-int8": "LiteRT int8",
+    "litert-4bit": "LiteRT 4-bit (one scale a row)",
+    "openvino-int8": "OpenVINO int8 (NNCF)",
+    "ort-int8": "ONNX Runtime int8",
+    "ctranslate2-int8": "CTranslate2 int8",
+    "torch-int8": "PyTorch int8",
+    "ort-fp32": "ONNX Runtime fp32",
+    "torch-fp32": "PyTorch fp32",
+}
+MODELS = {"bert-base": "BERT-base (12 x 768)", "minilm": "MiniLM-L6 (6 x 384)", "2x128": "2 layers x 128"}
+
+
+def engine_table() -> str:
+    """README's table of runtimes: milliseconds a message of 16 tokens, and times the speed of the best int8 peer."""
+    found = json.loads((RESULTS / "engine.json").read_text(encoding="utf-8"))
+    run = next(run for run in found["runs"] if run["isa"] == "best")
+    cells: dict[str, list[str]] = {name: [] for name in PEERS}
+    for model in MODELS:
+        [case] = [c for c in run["cases"] if (c["model"], c["tokens"], c["threads"]) == (model, 16, 1)]
+        rows = {row["name"]: row for row in case["rows"] if row["mode"] == "warm"}
+        for name, row in cells.items():
+            r = rows.get(name)
+            row.append("-" if r is None else f"{r['p50_ms']:.3g} | {r['ratio_per_call']:.2f}x")
+    heads = " | ".join(f"{title}, ms | " for title in MODELS.values())
+    lines = [f"| runtime | {heads} |", f"|---|{'--:|' * 2 * len(MODELS)}"]
+    lines += [f"| {PEERS[name]} | {' | '.join(row)} |" for name, row in cells.items() if set(row) != {"-"}]
+    machine = run["machine"]
+    level = {e for c in run["cases"] for r in c["rows"] if r["name"] == "flyweight-int8" for e in [r["variant"]]}
+    lines += [
+        "",
+        "16 tokens in, logits out, batch 1, one thread, all in one process, call by call in turn; medians. x: times the "
+        f"speed of the fastest int8 peer of the same run. CPU: {machine['cpu']}, level {', '.join(sorted(level))}.",
+    ]
+    return "\n".join(lines)
+
+
 def losses_table() -> str:
     """Loss of each file against its teacher, with interval and verdict."""
     found = json.loads((RESULTS / "real_data.json").read_text(encoding="utf-8"))
