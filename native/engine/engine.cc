@@ -14,9 +14,6 @@ namespace {
 // Tokens that go through the layers together: six blocks, weights are read once for them, and the widest
 // intermediate of a MiniLM (96 x 1536 floats) stays in a core's cache.
 constexpr int kGroupTokens = 96;
-
-// Products of weights by tokens that are worth waking a thread for, about 0.1 ms of one core.
-constexpr std::int64_t kWorthAThread = 32 << 20;
 constexpr int kMaxThreads = 256;  // of one call; results do not depend on it
 
 std::string layer_name(std::size_t i) { return "layers." + std::to_string(i); }
@@ -102,6 +99,7 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
   if (config.heads.size() != config.ffn.size())
     throw std::invalid_argument(std::to_string(config.heads.size()) + " layers by heads, " +
                                 std::to_string(config.ffn.size()) + " by ffn; they must be as many");
+  if (config.worth_a_thread < 1) throw std::invalid_argument("worth_a_thread is below 1");
   const FloatEnvironment pinned;
   const int hidden = config.hidden;
   words_ = make_lookup(matrices, "embeddings.words", config.vocab_size, hidden);
@@ -200,7 +198,8 @@ void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n,
   if (groups.empty()) return;
   std::int64_t n_tokens = 0;
   for (const Group& g : groups) n_tokens += g.n_tokens;
-  n_threads = std::clamp(n_threads, 1, std::clamp(int(n_tokens * n_weights_ / kWorthAThread), 1, kMaxThreads));
+  const std::int64_t worth = n_tokens * n_weights_ / config_.worth_a_thread;
+  n_threads = int(std::clamp<std::int64_t>(n_threads, 1, std::clamp<std::int64_t>(worth, 1, kMaxThreads)));
   // Several groups: a thread takes whole groups and never waits for another. One group: all threads share its matrices.
   const int n_groups = int(groups.size()), teams = std::min(n_threads, n_groups);
   std::atomic<int> next{0};

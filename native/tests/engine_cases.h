@@ -1,0 +1,183 @@
+// A small model with random weights, made without Python or a file, and random messages for it.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "tests/kernel_cases.h"
+
+namespace cases {
+
+// What an engine reads. Every array has its own memory without slack: the address sanitizer sees what lies beyond.
+struct Sample {
+  // weights: the form of all matrices, or "mixed". Sizes that neither 16 nor 64 divides.
+  explicit Sample(const std::string& weights, Pooling pooling = Pooling::mean) : weights_(weights) {
+    config.hidden = 20;
+    config.head_size = 5;
+    config.vocab_size = 50;
+    config.max_positions = 100;
+    config.n_intents = 5;
+    config.n_tags = 7;
+    config.heads = {3, 0, 2};
+    config.ffn = {70, 33, 0};
+    config.pooling = pooling;
+    config.norm_eps = 1e-6f;
+    config.worth_a_thread = 1;
+    for (int i = 0; i < 2 * config.max_positions - 1; ++i) config.buckets.push_back(i * 8 / (2 * config.max_positions));
+    embedding("embeddings.words", config.vocab_size);
+    embedding("embeddings.positions", config.max_positions);
+    norm("embeddings.norm");
+    for (std::size_t i = 0; i < config.heads.size(); ++i) {
+      const std::string layer = "layers." + std::to_string(i);
+      const int width = config.heads[i] * config.head_size;
+      linear(layer + ".attention.qkv", 3 * width, config.hidden);
+      linear(layer + ".attention.out", config.hidden, width);
+      linear(layer + ".ffn.up", config.ffn[i], config.hidden);
+      linear(layer + ".ffn.down", config.hidden, config.ffn[i]);
+      norm(layer + ".attention.norm");
+      norm(layer + ".ffn.norm");
+      vectors[layer + ".attention.relative_bias"] = floats(std::size_t(8 * config.heads[i]), 0.0f, 1.0f);
+    }
+    if (pooling == Pooling::cls_tanh) linear("heads.pooler", config.hidden, config.hidden);
+    linear("heads.intent", config.n_intents, config.hidden);
+    linear("heads.tags", config.n_tags, config.hidden);
+  }
+
+  Engine engine(const Kernels* level) const { return Engine(config, matrices, vectors, *level); }
+
+  Span<float> floats(std::size_t n, float mean, float spread) {
+    kept_.emplace_back(n);
+    for (float& x : kept_.back()) x = mean + spread * random_float();
+    return {kept_.back().get(), n};
+  }
+
+  Config config;
+  Matrices matrices;
+  Vectors vectors;
+
+ private:
+  std::string form() {
+    static const char* const kAll[] = {"int8", "float32", "4 bits", "int8 with shift", "1 bit", "2 bits, 3 centres"};
+    return weights_ == "mixed" ? kAll[n_matrices_++ % std::size(kAll)] : weights_;
+  }
+
+  template <class T>
+  Span<T> bytes(std::size_t n) {
+    bytes_.emplace_back(n);
+    for (std::uint8_t& x : bytes_.back()) {
+      x = std::uint8_t(random_int(0, 255));
+      if (x == 0x80) x = 0;  // -128 is no weight
+    }
+    return {reinterpret_cast<const T*>(bytes_.back().get()), n};
+  }
+
+  // Scales and tables of integer weights, `tables` of them.
+  void integers(MatrixSource& m, const std::string& form, int tables) {
+    m.values = form.rfind("int8", 0) == 0 ? Values::int8 : Values::codes;
+    m.bits = m.values == Values::int8 ? 0 : form[0] - '0';
+    m.shift = form == "int8 with shift" ? -21 : 0;
+    m.scale = floats(m.shift ? 1 : std::size_t(tables), 0.003f, 0.001f);
+    const int centres = form == "2 bits, 3 centres" ? 3 : 1 << m.bits;
+    if (m.values == Values::codes) m.table = bytes<std::int8_t>(std::size_t(tables * centres));
+  }
+
+  void linear(const std::string& name, int rows, int columns) {
+    MatrixSource m;
+    const std::string chosen = rows && columns ? form() : "float32";
+    m.rows = rows;
+    m.columns = columns;
+    m.bias = floats(std::size_t(rows), 0.0f, 0.3f);
+    const int panels = round_up(rows, kPanel) / kPanel;
+    if (chosen == "float32") {
+      const Span<float> w = floats(std::size_t(panels * kPanel * columns), 0.0f, 0.4f);
+      m.data = {reinterpret_cast<const std::uint8_t*>(w.data), w.size * sizeof(float)};
+    } else {
+      m.integer = true;
+      integers(m, chosen, rows);
+      const int held = m.values == Values::codes ? 512 / m.bits : kPiece;
+      m.data = bytes<std::uint8_t>(std::size_t(panels * kPanel * kPiece * (round_up(columns, held) / held)));
+    }
+    matrices[name] = m;
+  }
+
+  void embedding(const std::string& name, int rows) {
+    MatrixSource m;
+    const std::string chosen = form();
+    m.rows = rows;
+    m.columns = config.hidden;
+    if (chosen == "float32") {
+      const Span<float> w = floats(std::size_t(rows * config.hidden), 0.0f, 1.0f);
+      m.data = {reinterpret_cast<const std::uint8_t*>(w.data), w.size * sizeof(float)};
+    } else {
+      integers(m, chosen, rows);
+      const int bits = m.values == Values::int8 ? 8 : m.bits;
+      m.data = bytes<std::uint8_t>(std::size_t(rows * ((config.hidden * bits + 7) / 8)));
+    }
+    matrices[name] = m;
+  }
+
+  void norm(const std::string& name) {
+    vectors[name + ".weight"] = floats(std::size_t(config.hidden), 1.0f, 0.3f);
+    vectors[name + ".bias"] = floats(std::size_t(config.hidden), 0.0f, 0.3f);
+  }
+
+  std::string weights_;
+  std::size_t n_matrices_ = 0;
+  std::vector<Exact<float>> kept_;
+  std::vector<Exact<std::uint8_t>> bytes_;
+};
+
+constexpr const char* kWeights[] = {"float32", "int8", "int8 with shift", "4 bits", "2 bits, 3 centres", "1 bit", "mixed"};
+
+// Messages one after another, as Engine::logits takes them.
+struct Messages {
+  std::vector<std::int32_t> ids, lengths, first, n_words;
+
+  void add(int length, const Config& config) {
+    lengths.push_back(length);
+    for (int i = 0; i < length; ++i) ids.push_back(random_int(0, config.vocab_size - 1));
+    n_words.push_back(random_int(0, length));
+    for (int i = 0; i < n_words.back(); ++i) first.push_back(random_int(0, length - 1));
+  }
+  void add(const Messages& from, std::size_t which) {
+    const auto part = [which](const auto& sizes, const auto& values, auto& to) {
+      std::size_t at = 0;
+      for (std::size_t i = 0; i < which; ++i) at += std::size_t(sizes[i]);
+      to.insert(to.end(), values.begin() + std::ptrdiff_t(at), values.begin() + std::ptrdiff_t(at) + sizes[which]);
+    };
+    part(from.lengths, from.ids, ids);
+    part(from.n_words, from.first, first);
+    lengths.push_back(from.lengths[which]);
+    n_words.push_back(from.n_words[which]);
+  }
+  int size() const { return int(lengths.size()); }
+};
+
+// Of one message after another: intent logits, then those of its words.
+inline Exact<float> logits(const Engine& engine, const Messages& m, int threads = 1) {
+  const auto n_intents = std::size_t(engine.config().n_intents), n_tags = std::size_t(engine.config().n_tags);
+  const Exact<float> intent(m.lengths.size() * n_intents), tags(m.first.size() * n_tags);
+  engine.logits(m.ids.data(), m.lengths.data(), m.size(), m.first.data(), m.n_words.data(), threads, intent.get(),
+                tags.get());
+  Exact<float> all(intent.size() + tags.size());
+  float *to = all.get(), *tag = tags.get();
+  for (std::size_t i = 0; i < m.lengths.size(); ++i) {
+    to = std::copy_n(intent.get() + i * n_intents, n_intents, to);
+    const std::size_t n = std::size_t(m.n_words[i]) * n_tags;
+    to = std::copy_n(tag, n, to);
+    tag += n;
+  }
+  return all;
+}
+
+// The logits of message `which` within what `logits` gave for all.
+inline const float* part(const Exact<float>& all, const Messages& m, const Config& c, int which, std::size_t* n) {
+  const float* at = all.get();
+  for (int i = 0; i < which; ++i) at += c.n_intents + m.n_words[std::size_t(i)] * c.n_tags;
+  *n = std::size_t(c.n_intents + m.n_words[std::size_t(which)] * c.n_tags);
+  return at;
+}
+
+}  // namespace cases
