@@ -84,8 +84,8 @@ def engine_table() -> str:
     level = {e for c in run["cases"] for r in c["rows"] if r["name"] == "flyweight-int8" for e in [r["variant"]]}
     lines += [
         "",
-        "16 tokens in, logits out, batch 1, one thread, all in one process, call by call in turn; medians. x: times the "
-        f"speed of the fastest int8 peer of the same run. CPU: {machine['cpu']}, level {', '.join(sorted(level))}.",
+        "16 tokens in, logits out, batch 1, one thread, all in one process, call by call in turn; medians. x: times "
+        f"the speed of the fastest int8 peer of the same run. CPU: {machine['cpu']}, level {', '.join(sorted(level))}.",
     ]
     return "\n".join(lines)
 

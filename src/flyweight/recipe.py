@@ -40,8 +40,8 @@ class Receipt:
     repacked: matrices that an earlier technique had packed and this one packed anew, so that its work is gone;
     n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
-    `engine` names what executed the file; latency of the NumPy reference says nothing about the engine. `part` says
-    what quality was measured on; peak_memory_mb is the whole process's highest so far.
+    `engine` names what executed the file: the native engine and its level, or numpy. `part` says what quality was
+    measured on; peak_memory_mb is the whole process's highest so far.
     """
 
     technique: str
