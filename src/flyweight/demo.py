@@ -77,7 +77,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> DemoResult:
     remark = (
         f"The .fly files are run by the native {nlu.engine.title}; any other CPU gives the same bits."
         if nlu.engine.name == "engine"
-        else "The .fly files are run by the NumPy reference, which checks and does not hurry: their size and answers are "
+        else "The .fly files are run by the NumPy reference, which checks and does not hurry: size and answers are "
         "final, their milliseconds are not the engine's (flyweight doctor says why it is not here)."
     )
     return DemoResult(rows, answers, title, remark, out / "assistant-4bit.fly")
