@@ -92,12 +92,11 @@ inline __m512i add_groups(const __m512i* g) {
 }
 
 template <int bits, int NT>
-inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token, float* y, int y_stride) {
+inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token, bool fetch, float* y, int y_stride) {
   constexpr int planes = 8 / bits;
   const int n_planes = x.stride / kPiece, whole = n_planes / planes;
   const std::uint8_t* data = m.data + m.panel_bytes() * panel;
   const std::int8_t* q = x.rows + std::size_t(token) * x.stride;
-  const std::size_t ahead = m.panel_bytes();
   __m512i partial[NT][4];
   for (int g = 0; g < 4; ++g) {
     __m512i sum[4][NT], table[4];
@@ -108,12 +107,13 @@ inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token
       for (int t = 0; t < NT; ++t) sum[r][t] = _mm512_setzero_si512();
     }
     const std::uint8_t* piece = data + g * 4 * kPiece;
+    const std::uint8_t* soon = data + m.panel_bytes() + m.panel_bytes() / 4 * g;  // of the next panel, in order
     const std::int8_t* columns = q;
     const auto unit = [&](int count) __attribute__((always_inline)) {
       __m512i w[4];
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
-        _mm_prefetch(reinterpret_cast<const char*>(piece + r * kPiece + ahead), _MM_HINT_T0);
+        if (fetch) _mm_prefetch(reinterpret_cast<const char*>(soon + r * kPiece), _MM_HINT_T1);
         w[r] = _mm512_loadu_si512(piece + r * kPiece);
       }
 #pragma GCC unroll 8
@@ -138,6 +138,7 @@ inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token
         columns += kPiece;
       }
       piece += kPanel * kPiece;
+      soon += 4 * kPiece;
     };
     for (int u = 0; u < whole; ++u) unit(planes);
     if constexpr (planes > 1) {
@@ -154,14 +155,14 @@ inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token
 template <int bits>
 inline void some_tokens(const Matrix& m, const Quantized& x, int panel, int token, float* y, int y_stride) {
   static_assert(kMostInK == 5);
-  while (token < x.n_tokens) {
+  for (bool fetch = true; token < x.n_tokens; fetch = false) {  // the first pass fetches the next panel
     const int left = x.n_tokens - token, passes = (left + kMostInK - 1) / kMostInK, n = (left + passes - 1) / passes;
     switch (n) {
-      case 1: few_tokens<bits, 1>(m, x, panel, token, y, y_stride); break;
-      case 2: few_tokens<bits, 2>(m, x, panel, token, y, y_stride); break;
-      case 3: few_tokens<bits, 3>(m, x, panel, token, y, y_stride); break;
-      case 4: few_tokens<bits, 4>(m, x, panel, token, y, y_stride); break;
-      default: few_tokens<bits, 5>(m, x, panel, token, y, y_stride); break;
+      case 1: few_tokens<bits, 1>(m, x, panel, token, fetch, y, y_stride); break;
+      case 2: few_tokens<bits, 2>(m, x, panel, token, fetch, y, y_stride); break;
+      case 3: few_tokens<bits, 3>(m, x, panel, token, fetch, y, y_stride); break;
+      case 4: few_tokens<bits, 4>(m, x, panel, token, fetch, y, y_stride); break;
+      default: few_tokens<bits, 5>(m, x, panel, token, fetch, y, y_stride); break;
     }
     token += n;
   }
