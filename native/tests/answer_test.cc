@@ -65,6 +65,7 @@ TEST(answer_tags_by_hand) {
   CHECK_EQUAL(path({0, 1, 0, 0, 0, 0, 0, 0, 0, 3}, 2, 5), (std::vector<int>{3, 4}));  // I-b follows B-b, not B-a
   CHECK_EQUAL(path(std::vector<float>(12, 1.0f), 4, 3), (std::vector<int>{0, 0, 0, 0}));
   CHECK_EQUAL(path({2, 2, 2, 0, 0, 1, 0, 0, 1}, 3, 3), (std::vector<int>{1, 2, 2}));
+  CHECK_EQUAL(path({2, 2, 2, 0, 0, 0, 0, 0, 1}, 3, 3), (std::vector<int>{0, 1, 2}));  // B before I where they tie
 }
 
 TEST(answer_takes_the_best_of_all_legal_paths) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,10 @@
 #include "tests/kernel_cases.h"
 
 namespace cases {
+
+// An emulator runs these tests (CMakeLists.txt says so): a hundred times slower, and it cannot fork among threads.
+inline bool emulated() { return std::getenv("FLYWEIGHT_EMULATED") != nullptr; }
+inline int rounds(int n) { return emulated() ? 1 + n / 20 : n; }
 
 // What an engine reads. Every array has its own memory without slack: the address sanitizer sees what lies beyond.
 struct Sample {
