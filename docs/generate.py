@@ -85,7 +85,7 @@ def engine_table() -> str:
     lines += [
         "",
         "16 tokens in, logits out, batch 1, one thread, all in one process, call by call in turn; medians. x: times "
-        f"the speed of the fastest int8 peer of the same run. CPU: {machine['cpu']}, level {', '.join(sorted(level))}.",
+        f"the speed of the fastest int8 peer of the same run. CPU: {machine['cpu']}; {', '.join(sorted(level))}.",
     ]
     return "\n".join(lines)
 

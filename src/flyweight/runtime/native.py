@@ -59,11 +59,12 @@ class Native:
         if not encoded:
             return []
         n_words = np.array([len(e.first) for e in encoded], np.int32)
+        ids, first = ([e.ids for e in encoded], [e.first for e in encoded])
         try:
             intent, tags = self._engine.logits(
-                np.concatenate([e.ids for e in encoded]).astype(np.int32, copy=False),
-                np.array([len(e.ids) for e in encoded], np.int32),
-                np.concatenate([e.first for e in encoded]).astype(np.int32, copy=False),
+                np.asarray(ids[0] if len(ids) == 1 else np.concatenate(ids), np.int32),
+                np.array([len(row) for row in ids], np.int32),
+                np.asarray(first[0] if len(first) == 1 else np.concatenate(first), np.int32),
                 n_words,
                 self.threads if threads is None else threads,
             )
