@@ -330,7 +330,8 @@ void Engine::heads(const Group& g, Workspace& w, const Team& team) const {
   if (config_.pooling == Pooling::cls_tanh) {
     const int rows = round_up(hidden, kPanel);
     linear(pooler_, pooled, stride, g.n, Activation::tanh, y, rows, w, team);
-    for (int i = 0; i < g.n; ++i) std::copy_n(y + std::size_t(i) * std::size_t(rows), hidden, pooled + std::size_t(i) * step);
+    for (int i = 0; i < g.n; ++i)
+      std::copy_n(y + std::size_t(i) * std::size_t(rows), hidden, pooled + std::size_t(i) * step);
   }
   const auto classify = [&](const Linear& head, int n, int n_out, float* out) {
     const int rows = round_up(n_out, kPanel);

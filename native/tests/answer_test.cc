@@ -41,7 +41,8 @@ TEST(answer_ranks_intents_by_hand) {
   const float logits[] = {0, std::log(2.0f) * 2, 0, std::log(4.0f) * 2};  // over temperature 2: 1 2 1 4 of 8
   CHECK(answer.decode(logits, 4, 2.0f, nullptr, 0, 0));
   CHECK_EQUAL(answer.order, (std::vector<int>{3, 1, 0, 2}));
-  for (std::size_t i = 0; i < 4; ++i) CHECK(std::fabs(answer.confidences[i] - (std::vector<double>{.5, .25, .125, .125})[i]) < 1e-7);
+  const double wanted[] = {.5, .25, .125, .125};
+  for (std::size_t i = 0; i < 4; ++i) CHECK(std::fabs(answer.confidences[i] - wanted[i]) < 1e-7);
   CHECK(answer.path.empty());
   const std::vector<float> equal(300, -3.25f);
   CHECK(answer.decode(equal.data(), 300, 1.0f, nullptr, 0, 0));

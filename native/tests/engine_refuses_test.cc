@@ -48,7 +48,8 @@ TEST(engine_refuses_matrices_that_do_not_fit) {
           CHECK(says(changed([&](MatrixSource& m) { m.data.size += std::size_t(by); }), "data (bytes) has "));
         if (entry.second.scale.size > 1)
           CHECK(says(changed([&](MatrixSource& m) { m.scale.size += std::size_t(by); }), "scale has "));
-        if (entry.second.table.size) CHECK(says(changed([&](MatrixSource& m) { m.table.size += std::size_t(by); }), "table"));
+        if (entry.second.table.size)
+          CHECK(says(changed([&](MatrixSource& m) { m.table.size += std::size_t(by); }), "table"));
         if (!looked_up && entry.second.bias.size)
           CHECK(says(changed([&](MatrixSource& m) { m.bias.size += std::size_t(by); }), "bias"));
       }
