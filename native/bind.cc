@@ -245,7 +245,7 @@ nb::list answers(const Model& model, const Tokenizer& tokenizer, const nb::list&
     }
     word += n_words;
   }
-  std::swap(batch, kept);
+  if (batch.ids.size() <= 1 << 16) std::swap(batch, kept);  // a huge batch must not hold memory for ever
   return all;
 }
 

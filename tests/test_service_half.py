@@ -14,10 +14,13 @@ from random_models import quiet_run
 from flyweight.data.messages import NLUData
 from flyweight.export.fly import save
 from flyweight.model.nlu import NLUModel
+from flyweight.runtime import native
 from flyweight.runtime.parser import load
 from flyweight.techniques.codebook import Codebook
 
 WORKSHOP = ("torch", "transformers", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "yaml", "safetensors")
+if native.module() is not None:  # elsewhere the package `tokenizers` does its work
+    WORKSHOP += ("tokenizers",)
 BLOCKED = f"""
 import json, sys
 

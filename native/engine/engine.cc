@@ -83,7 +83,7 @@ struct Engine::Workspace {
 Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& vectors, const Kernels& kernels)
     : config_(config), kernels_(kernels) {
   const auto positive = [](int n, const char* what) {
-    if (n < 1 || n > 1 << 30) throw std::invalid_argument(std::string(what) + " is " + std::to_string(n) + "; allowed: 1 to 2^30");
+    if (n < 1 || n > 1 << 29) throw std::invalid_argument(std::string(what) + " is " + std::to_string(n) + "; allowed: 1 to 2^29");
   };
   positive(config.hidden, "hidden");
   positive(config.head_size, "head_size");
@@ -200,8 +200,8 @@ void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n,
   for (const Group& g : groups) n_tokens += g.n_tokens;
   const std::int64_t worth = n_tokens * n_weights_ / config_.worth_a_thread;
   n_threads = int(std::clamp<std::int64_t>(n_threads, 1, std::clamp<std::int64_t>(worth, 1, kMaxThreads)));
-  // Several groups: a thread takes whole groups and never waits for another. One group: all threads share its matrices.
-  const int n_groups = int(groups.size()), teams = std::min(n_threads, n_groups);
+  // At least a group a thread: a thread takes whole groups and never waits for another. Fewer: all share each matrix.
+  const int n_groups = int(groups.size()), teams = n_groups < n_threads ? 1 : n_threads;
   std::atomic<int> next{0};
   std::atomic<bool> out_of_memory{false};
   const auto take_groups = [&] {

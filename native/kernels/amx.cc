@@ -2,8 +2,7 @@
 // x 16 tokens of activations + 128. Weights are the first tile, so that 64 bytes of a row enter as they lie, or as they
 // were decoded; `Quantized::lanes` are the second. The last few tokens go to the AVX-512 level, whose data is the same.
 //
-// No machine that this was written on has tiles: the real instructions below are untested there. With
-// FLYWEIGHT_EMULATE_AMX the same file is built over an array of bytes instead of tiles, and so the tests run all the
+// The real instructions below are untested: no CPU with tiles has run them yet. With FLYWEIGHT_EMULATE_AMX the same file is built over an array of bytes instead of tiles, and so the tests run all the
 // rest of it, bit for bit, on any CPU with AVX-512.
 //
 // Tiles sleep after 250 to 300 ns without a product, and waking them costs as much again: the next unit of weights is

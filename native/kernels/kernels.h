@@ -17,7 +17,7 @@ constexpr int kPiece = 64;   // bytes of one row that lie together in a panel; c
 constexpr int kBlock = 16;   // tokens of a block
 constexpr int kLanes = 16;   // floats of a vector at every level; partial sums of a reduction
 
-// sum_k |u8 weight| |int8 activation| <= 255 * 127 * 65536 = 2,122,383,360 < 2^31; float sums of q stay below 2^24.
+// sum_k |u8 activation| |int8 weight| <= 255 * 128 * 65536 = 2,139,095,040 < 2^31; float sums of q stay below 2^24.
 constexpr int kMaxColumns = 65536;
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }

@@ -121,24 +121,28 @@ void quantize(const float* x, int stride, int columns, const Quantized& out, int
                    out.scale + t, out.sum + t);
 }
 
-inline int weight(const Matrix& m, int row, int column) {
+// The int8 weights of one row, columns in order.
+inline void decode_row_of(const Matrix& m, int row, std::int8_t* w) {
   const int held = m.values == Values::codes ? 512 / m.bits : kPiece;  // columns of a piece
-  const std::uint8_t* piece = m.data + m.panel_bytes() * (row / kPanel) +
-                              std::size_t(column / held) * kPanel * kPiece + row % kPanel * kPiece;
-  const int inside = column % held;
-  const std::uint8_t byte = piece[inside % kPiece];
-  if (m.values == Values::int8) return std::int8_t(byte);
-  const int code = byte >> (inside / kPiece * m.bits) & ((1 << m.bits) - 1);
-  return std::int8_t(m.tables[std::size_t(row) * m.table_stride + code]);
+  const std::uint8_t* piece = m.data + m.panel_bytes() * (row / kPanel) + row % kPanel * kPiece;
+  for (int first = 0; first < m.columns; first += held, piece += kPanel * kPiece)
+    for (int inside = 0; inside < held && first + inside < m.columns; ++inside) {
+      const std::uint8_t byte = piece[inside % kPiece];
+      const int code = byte >> (inside / kPiece * m.bits % 8) & ((1 << m.bits) - 1);
+      w[first + inside] =
+          std::int8_t(m.values == Values::int8 ? byte : m.tables[std::size_t(row) * m.table_stride + code]);
+    }
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
+  std::int8_t w[kMaxColumns];
   for (int p = from; p < to; ++p) {
-    for (int t = 0; t < x.n_tokens; ++t) {
-      const std::int8_t* q = x.rows + std::size_t(t) * x.stride;
-      for (int row = p * kPanel; row < (p + 1) * kPanel; ++row) {
+    for (int row = p * kPanel; row < (p + 1) * kPanel; ++row) {
+      decode_row_of(m, row, w);
+      for (int t = 0; t < x.n_tokens; ++t) {
+        const std::int8_t* q = x.rows + std::size_t(t) * x.stride;
         std::int32_t sum = 0;
-        for (int k = 0; k < m.columns; ++k) sum += weight(m, row, k) * q[k];
+        for (int k = 0; k < m.columns; ++k) sum += w[k] * q[k];
         sum -= m.shift * x.sum[t];
         y[std::size_t(t) * y_stride + row] = exact_fma(float(sum), x.scale[t] * m.scales[row], m.bias[row]);
       }

@@ -129,7 +129,8 @@ const Encoding& encoding(const Tokenizer& self, nb::handle text) {
 namespace {
 
 nb::tuple encode(const Tokenizer& self, nb::handle text) {
-  const Encoding& out = encoding(self, text);
+  // A copy: making Python objects may collect garbage, which may run anything, this in this thread too.
+  const Encoding out = encoding(self, text);
   nb::list words;
   for (std::size_t i = 0; i < out.starts.size(); ++i) words.append(nb::make_tuple(out.starts[i], out.ends[i]));
   return nb::make_tuple(array<std::int32_t>(out.ids), array<std::int64_t>(out.first), words);

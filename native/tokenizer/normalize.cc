@@ -74,7 +74,9 @@ bool read(std::string_view text, std::uint32_t first_char, const BertNormalizer&
 // Canonical order: runs of combining characters are sorted by class. Like the crate behind `tokenizers`, characters get
 // their sources afterwards: each one that was not inserted takes the next source in turn, an inserted one the last.
 void reorder(std::vector<Normalized::Char>& chars) {
-  static thread_local std::vector<std::uint32_t> sources;
+  static thread_local std::vector<std::uint32_t> kept;
+  std::vector<std::uint32_t> much;  // not kept
+  std::vector<std::uint32_t>& sources = chars.size() > (1 << 16) ? much : kept;
   sources.clear();
   for (const auto& x : chars)
     if (!x.inserted) sources.push_back(x.source);

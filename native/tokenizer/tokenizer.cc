@@ -46,6 +46,8 @@ constexpr std::array<std::uint8_t, 128> kBertClass = [] {
 }();
 
 // Scratch of one thread: grows to the longest message and stays.
+constexpr std::size_t kLargest = 1 << 16;  // bytes of a message whose scratch memory is kept
+
 struct Work {
   std::string repaired;
   Normalized text;
@@ -370,6 +372,7 @@ void Tokenizer::encode(std::string_view text, Encoding& out) const {
         chars = end;
       });
   out.ids.insert(out.ids.end(), parts.after.begin(), parts.after.end());
+  if (text.size() > kLargest) work = Work();  // one huge message must not hold memory for ever
 }
 
 }  // namespace flyweight

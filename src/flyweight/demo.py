@@ -75,7 +75,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> DemoResult:
     answers = [nlu.parse(text) for text in SENTENCES]
     title = f"{len(data.test)} test messages; one thread, batch 1, tokenizer included"
     remark = (
-        f"The .fly files are run by the native {nlu.engine.title}; any other CPU gives the same bits."
+        f"The .fly files are run by the native {nlu.engine.title}; any other CPU gives the same logits to the last bit."
         if nlu.engine.name == "engine"
         else "The .fly files are run by the NumPy reference, which checks and does not hurry: size and answers are "
         "final, their milliseconds are not the engine's (flyweight doctor says why it is not here)."

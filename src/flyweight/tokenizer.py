@@ -80,6 +80,13 @@ class Tokenizer:
         return self._vocab_size
 
     @property
+    def n_ids(self) -> int:
+        """1 + the largest id: as many rows must the word embeddings have. Ids may have gaps."""
+        if self.native is not None:
+            return int(self.native.largest_id) + 1
+        return 1 + max(self._package.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @property
     def sha256(self) -> str:
         """Hash of the tokenizer.json text: recorded in the manifest."""
         return hashlib.sha256(self.source.encode()).hexdigest()

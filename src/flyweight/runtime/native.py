@@ -58,13 +58,14 @@ class Native:
         """Logits of each message: intent (C,), tags (W, n_tags) or None. One native call; safe from several threads."""
         if not encoded:
             return []
+        # Copies: nobody else may write what the engine has checked and still reads.
         n_words = np.array([len(e.first) for e in encoded], np.int32)
         ids, first = ([e.ids for e in encoded], [e.first for e in encoded])
         try:
             intent, tags = self._engine.logits(
-                np.asarray(ids[0] if len(ids) == 1 else np.concatenate(ids), np.int32),
+                np.array(ids[0] if len(ids) == 1 else np.concatenate(ids), np.int32),
                 np.array([len(row) for row in ids], np.int32),
-                np.asarray(first[0] if len(first) == 1 else np.concatenate(first), np.int32),
+                np.array(first[0] if len(first) == 1 else np.concatenate(first), np.int32),
                 n_words,
                 self.threads if threads is None else threads,
             )
@@ -172,7 +173,7 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     """One matrix of a checked model as the engine takes it: views of the file, or converted to what it multiplies."""
     entry, activations = artifact.entry(name), artifact.entry(name)["activations"]
     rows, columns = entry["shape"]
-    bias = artifact.arrays.get(f"{name}.bias") if name not in LOOKED_UP else None
+    bias = artifact.array(f"{name}.bias") if f"{name}.bias" in vector_shapes(artifact) else None
     found: dict[str, Any] = {"rows": rows, "columns": columns, "activations": activations, "bias": bias}
     if not rows * columns:  # no weights, whatever their form: y = bias
         return found | {"activations": "float"} | _weights("float32", np.zeros(0, np.float32))

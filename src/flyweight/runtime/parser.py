@@ -19,6 +19,7 @@ from flyweight.runtime.reference import GoldenCheck, Reference, rms_difference
 from flyweight.tokenizer import Tokenizer
 
 EngineName = Literal["auto", "native", "numpy"]
+SLICE = 256  # messages of one native call: between calls Ctrl-C is heard, and memory stays small
 
 
 class Parser:
@@ -32,9 +33,9 @@ class Parser:
         except CheckpointError as error:
             raise ArtifactError(f"{artifact.path}: {error}") from error
         self.engine = pick_engine(artifact, threads, engine)
-        if self.tokenizer.vocab_size > self.engine.vocab_size:
+        if self.tokenizer.n_ids > self.engine.vocab_size:
             raise ArtifactError(
-                f"{artifact.path}: tokenizer of {self.tokenizer.vocab_size} ids for "
+                f"{artifact.path}: tokenizer of {self.tokenizer.n_ids} ids for "
                 f"{self.engine.vocab_size} word embeddings; they must belong together"
             )
 
@@ -73,12 +74,13 @@ class Parser:
         if not isinstance(self.engine, Native) or self.tokenizer.native is None:
             return None
         found = []
-        for text, one in zip(
-            texts, self.engine.answers(self.tokenizer.native, texts, self.labels.temperature), strict=True
-        ):
-            if one is None:
-                raise self._damaged(text)
-            found.append(one)
+        for start in range(0, len(texts), SLICE):
+            part = texts[start : start + SLICE]
+            decoded = self.engine.answers(self.tokenizer.native, part, self.labels.temperature)
+            for text, one in zip(part, decoded, strict=True):
+                if one is None:
+                    raise self._damaged(text)
+                found.append(one)
         return found
 
     def _damaged(self, text: str) -> ParityError:

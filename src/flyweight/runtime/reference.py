@@ -114,7 +114,8 @@ class _Norm:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = (centred * centred).mean(axis=-1, keepdims=True)
-        return centred / np.sqrt(variance + x.dtype.type(self.eps)) * self.weight + self.bias
+        # An infinite variance would give a finite answer, the bias alone: 0 * infinity is NaN, which is refused.
+        return centred / np.sqrt(variance + x.dtype.type(self.eps)) * self.weight + self.bias + variance * 0
 
 
 class _Layer:
