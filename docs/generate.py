@@ -23,6 +23,10 @@ def results_table() -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     seed = min(run["seed"] for run in found["runs"])
+
+    def engines(row: int) -> str:
+        return ", ".join(sorted({run["rows"][row]["engine"] for run in found["runs"]}))
+
     for run in found["runs"]:
         if run["seed"] != seed:
             continue
@@ -45,7 +49,7 @@ def results_table() -> str:
     lines += [
         "",
         f"MiniLM-L6 (22.7 M parameters), seed {seed}, batch 1, one thread, tokenizer included, interleaved in one run; "
-        f"CPU: {cpu}. The teacher and the SVM run in PyTorch and scikit-learn, the `.fly` files in the native engine.",
+        f"CPU: {cpu}. Run by: the teacher {engines(0)}, the `.fly` files {engines(1)}, the SVM {engines(-1)}.",
     ]
     return "\n".join(lines)
 
