@@ -95,7 +95,7 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
     for (std::size_t r = 0; r < tables; ++r)
       for (std::size_t i = 0; i < std::size_t(kPanel); ++i) {  // 2^bits entries, repeated to 16
         const std::size_t code = i % held, at = code < k ? code : k - 1;
-        to.tables[r * kPanel + i] = std::uint8_t(from.table.data[r * k + at] + kernels.table_offset);
+        to.tables[r * kPanel + i] = std::uint8_t(from.table.data[r * k + at]);
       }
     m.tables = to.tables.get();
     m.table_stride = tables == 1 ? 0 : kPanel;

@@ -317,7 +317,7 @@ constexpr const char* kName = "amx-int8 (emulated tiles)";
 constexpr const char* kName = "amx-int8";
 #endif
 
-constexpr Kernels kKernels = {kName, 0, embed, add_norm, quantize, multiply, multiply_float, attend, mean, row_sums};
+constexpr Kernels kKernels = {kName, embed, add_norm, quantize, multiply, multiply_float, attend, mean, row_sums};
 
 }  // namespace
 

@@ -20,7 +20,7 @@ struct Product {
 
 #include "kernels/avx2.inc"
 
-constexpr Kernels kKernels = {"avx2",         0,      embed, add_norm, quantize, multiply,
+constexpr Kernels kKernels = {"avx2",         embed, add_norm, quantize, multiply,
                               multiply_float, attend, mean,  nullptr};
 
 }  // namespace

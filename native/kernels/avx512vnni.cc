@@ -289,7 +289,7 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
   }
 }
 
-constexpr Kernels kKernels = {"avx512-vnni", 0,      embed, add_norm, quantize, multiply,
+constexpr Kernels kKernels = {"avx512-vnni", embed, add_norm, quantize, multiply,
                               multiply_float, attend, mean,  row_sums};
 
 }  // namespace

@@ -16,7 +16,7 @@ struct Product {
 
 #include "kernels/avx2.inc"
 
-constexpr Kernels kKernels = {"avx-vnni",     0,      embed, add_norm, quantize, multiply,
+constexpr Kernels kKernels = {"avx-vnni",     embed, add_norm, quantize, multiply,
                               multiply_float, attend, mean,  row_sums};
 
 }  // namespace

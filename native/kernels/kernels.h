@@ -30,8 +30,8 @@ enum class Activation : std::uint8_t { none, relu, gelu, gelu_tanh, tanh };
 //   int8     data int8 (P, ceil(columns / 64), 16, 64)
 //   codes    data uint8 (P, ceil(columns / (512 / bits)), 16, 64): plane j of byte i, its bits [j bits, (j + 1) bits),
 //            is the code of column 64 j + i of that piece
-// scales and bias have 16 P entries (0 beyond `rows`). tables: 16 bytes a row (2^bits centres, repeated), as centre +
-// Kernels::table_offset; table_stride is 16, or 0 where all rows share one.
+// scales and bias have 16 P entries (0 beyond `rows`). tables: 16 bytes a row (2^bits int8 centres, repeated); table_stride is
+// 16, or 0 where all rows share one.
 struct Matrix {
   Values values = Values::float32;
   int bits = 32;  // of a weight: 32, 8, or 4, 2, 1 for codes
@@ -106,7 +106,6 @@ constexpr std::size_t attention_scratch(int n_tokens, int size) {
 
 struct Kernels {
   const char* name;
-  std::uint8_t table_offset;  // added to int8 centres when tables are laid out: 0, or 128 for unsigned weights
 
   // x[t] = norm(words[ids[t]] + positions[places[t]])
   void (*embed)(const Embedding& words, const Embedding& positions, const std::int32_t* ids,

@@ -99,9 +99,6 @@ inline V abs(V a) {
 inline V copysign(V a, V sign) {
   return V::make([&](int i) { return vbslq_f32(vdupq_n_u32(0x7fffffff), a.v[i], sign.v[i]); });
 }
-inline V sqrt(V a) {
-  return V::make([&](int i) { return vsqrtq_f32(a.v[i]); });
-}
 inline V round(V a) {
   return V::make([&](int i) { return vrndnq_f32(a.v[i]); });
 }
@@ -292,7 +289,7 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
   }
 }
 
-constexpr Kernels kKernels = {"neon-dotprod", 0,      embed, add_norm, quantize, multiply,
+constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply,
                               multiply_float, attend, mean,  nullptr};
 
 }  // namespace

@@ -95,9 +95,6 @@ inline V abs(V a) {
 inline V copysign(V a, V sign) {
   return V::make([&](int i) { return __builtin_copysignf(a.v[i], sign.v[i]); });
 }
-inline V sqrt(V a) {
-  return V::make([&](int i) { return __builtin_sqrtf(a.v[i]); });
-}
 inline V round(V a) {  // adding 2^23 leaves no room for a fraction
   return V::make([&](int i) {
     return __builtin_copysignf((__builtin_fabsf(a.v[i]) + 0x1p23f) - 0x1p23f, a.v[i]);
@@ -151,7 +148,7 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
   }
 }
 
-constexpr Kernels kKernels = {"scalar", 0,        embed,          add_norm, quantize,
+constexpr Kernels kKernels = {"scalar", embed,          add_norm, quantize,
                               multiply, multiply_float, attend, mean,   nullptr};
 
 }  // namespace

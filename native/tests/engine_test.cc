@@ -277,6 +277,7 @@ TEST(engine_works_on_after_a_fork) {
   CHECK_EQUAL(forked(compute), 0);
   CHECK_EQUAL(forked([&] { return forked(compute); }), 0);
   CHECK_EQUAL(compute(), 0);
+#ifndef __SANITIZE_ADDRESS__  // its own allocator's lock may be held by another thread at the fork, and stays held
   // Others ask the same engine all the time: no lock may be theirs in the child.
   std::atomic<bool> stop{false};
   std::vector<std::thread> callers;
@@ -296,5 +297,6 @@ TEST(engine_works_on_after_a_fork) {
     }
   stop = true;
   for (std::thread& caller : callers) caller.join();
+#endif
 }
 #endif

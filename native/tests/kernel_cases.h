@@ -131,7 +131,7 @@ class Weights {
   // As `level` wants it; valid until the next call.
   const Matrix& for_level(const Kernels* level) {
     tables_ = Exact<std::uint8_t>(centres.size());
-    for (std::size_t i = 0; i < centres.size(); ++i) tables_[i] = std::uint8_t(centres[i] + level->table_offset);
+    for (std::size_t i = 0; i < centres.size(); ++i) tables_[i] = std::uint8_t(centres[i]);
     matrix_.data = data.get();
     matrix_.tables = tables_.get();
     matrix_.table_stride = form_.one_table ? 0 : 16;
