@@ -24,6 +24,7 @@ from flyweight.artifact import Artifact, read
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.export.fly import save
+from flyweight.forms.codes import code_bits
 from flyweight.model.nlu import NLUModel
 from flyweight.recipe import Recipe, compress
 from flyweight.runtime.parser import load
@@ -302,12 +303,18 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
     return claimed | {"activations": "int8" if integer else "float"}
 
 
+def panels_bytes(part: str, bits: int, rows: int, columns: int) -> int:
+    """Bytes of a matrix in panels of 16 rows: float32 by column, else 64-byte pieces of 512 / bits columns."""
+    padded = -(-rows // 16) * 16
+    return padded * columns * 4 if part == "values" else padded * 64 * -(-columns * bits // 512)
+
+
 @pytest.mark.parametrize(("of", "name", "i"), PAIRS)
 def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: Applied) -> None:
     parent, child, path = applied(of, name, i)
     file: Artifact = read(path)
     entries = dict(file.manifest["weights"])
-    seen = set()
+    seen, padding = set(), 0
     for matrix, module, part in child.matrices():
         claimed = claimed_form(name, SETTINGS[name][i], part, matrix.startswith("embeddings."))
         entry, sizes = entries.pop(matrix), claimed.pop("bytes")
@@ -320,9 +327,19 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         bias = stored.pop("bias", None)
         assert (bias is None) == (module.bias is None)
         assert set(stored) == set(sizes), matrix
+        bits = code_bits(claimed["centres"]) if "centres" in claimed else 8
+        kind = (claimed["form"], claimed["activations"])
+        in_panels = not matrix.startswith("embeddings.") and (
+            kind in (("float32", "float"), ("int8", "int8")) or (kind == ("codes", "int8") and bits in (1, 2, 4))
+        )
+        assert entry["layout"] == ("panels" if in_panels else "rows"), matrix
         for part_name, a in stored.items():
             if rows * columns or part_name in ("q", "codes", "values"):
-                assert a.nbytes == sizes[part_name](rows, columns), f"{matrix}.{part_name}"
+                wanted = sizes[part_name](rows, columns)
+                if in_panels and part_name in ("q", "codes", "values"):
+                    padding += panels_bytes(part_name, bits, rows, columns) - wanted
+                    wanted = panels_bytes(part_name, bits, rows, columns)
+                assert a.nbytes == wanted, f"{matrix}.{part_name}"
         # and these bytes are the weights that PyTorch computes with
         assert np.array_equal(file.form(matrix).dense(), module.weight.detach().numpy())
         seen.add(claimed["form"])
@@ -331,5 +348,5 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
     assert child.n_parameters() == parent.n_parameters()
     assert (
         sum(a.nbytes for k, a in file.arrays.items() if k != "tokenizer.json" and "golden" not in k)
-        == child.size_bytes()
+        == child.size_bytes() + padding
     )
