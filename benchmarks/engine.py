@@ -100,7 +100,7 @@ def open_ours(model: str, form: str, threads: int) -> tuple[peers.Call, str, int
     names = [name for name in artifact.manifest["weights"] if not name.startswith("embeddings.")]
     return (
         call,
-        getattr(parser.engine, "title", parser.engine.name),
+        parser.engine.title,
         sum(artifact.form(name).size_bytes for name in names),
     )
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 
@@ -100,13 +99,9 @@ def made(model: str, name: str, make: Callable[[Path], None]) -> Path:
 
 def peer_versions() -> dict[str, str]:
     """Versions of the peers that are installed here."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    from flyweight.measure.machine import versions
+
+    return versions(PACKAGES)
 
 
 # --- PyTorch

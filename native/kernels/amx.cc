@@ -19,6 +19,7 @@ namespace {
 
 #include "kernels/avx512.inc"
 #include "kernels/floats.inc"
+#include "kernels/products.inc"
 
 constexpr int kAhead = 4096;                 // bytes that weights are prefetched ahead of their use
 constexpr int kTile = kPanel * kPiece;       // bytes of a tile: a plane of a panel, 64 columns of a block
@@ -111,17 +112,9 @@ inline void multiply_tiles() {  // a signed and b unsigned bytes
 
 #endif
 
-// Tokens that are computed with tiles.
-inline int in_tiles(int n_tokens) {
-  const int whole = n_tokens / kBlock * kBlock;
-  return n_tokens - whole >= kFewest ? n_tokens : whole;
-}
-
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
-  for (int t = from; t < to; ++t)
-    quantize_token(x + std::size_t(t) * stride, columns, out.stride, out.rows + std::size_t(t) * out.stride,
-                   out.scale + t, out.sum + t);
-  const int packed = in_tiles(out.n_tokens);
+  quantize_rows(x, stride, columns, out, from, to);
+  const int packed = in_blocks(out.n_tokens, kFewest);
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
 }
 
@@ -157,17 +150,6 @@ inline void prefetch_rows(const std::uint8_t* tile) {
   for (int r = 0; r < kPanel; ++r) _mm_prefetch(reinterpret_cast<const char*>(tile + r * kPiece), _MM_HINT_T0);
 }
 
-// One row of a unit (the pieces of 16 rows) -> planes of (16 rows, 64 columns).
-template <int bits>
-inline void decode_to(std::uint8_t* planes, const Matrix& m, const std::uint8_t* unit, int row, int panel) {
-  __m512i w[8 / bits];
-  const std::uint8_t* piece = unit + row * kPiece;
-  _mm_prefetch(reinterpret_cast<const char*>(piece + kAhead), _MM_HINT_T0);
-  decode<bits>(_mm512_loadu_si512(piece), row_table(m, panel * kPanel + row), w);
-#pragma GCC unroll 8
-  for (int j = 0; j < 8 / bits; ++j) _mm512_store_si512(planes + j * kTile + row * kPiece, w[j]);
-}
-
 // Sums of NP panels and NB blocks in tiles 0..3, int8 weights from where they lie.
 template <int NP, int NB>
 inline void multiply_int8(const Matrix& m, int n_planes, const int* panels, const std::int8_t* columns,
@@ -191,7 +173,7 @@ inline void multiply_codes(const Matrix& m, int n_planes, const int* panels, con
   alignas(64) std::uint8_t ring[2 * unit_bytes];
   const auto unit_of = [&](int u, int p) { return m.data + m.panel_bytes() * panels[p] + std::size_t(u) * kTile; };
   std::uint8_t *now = ring, *later = ring + unit_bytes;
-  for (int r = 0; r < kPanel; ++r) decode_to<bits>(now, m, unit_of(0, 0), r, panels[0]);
+  for (int r = 0; r < kPanel; ++r) decode_to<bits, kAhead>(now, m, unit_of(0, 0), r, panels[0]);
   for (int u = 0; u * planes < n_planes; ++u) {
     const int count = n_planes - u * planes < planes ? n_planes - u * planes : planes;
     for (int p = 0; p < NP; ++p) {
@@ -201,7 +183,7 @@ inline void multiply_codes(const Matrix& m, int n_planes, const int* panels, con
       for (int j = 0; j < count; ++j) {
         if (more)
           for (; row < kPanel * (j + 1) / count; ++row)
-            decode_to<bits>(later, m, unit_of(next_u, next_p), row, panels[next_p]);
+            decode_to<bits, kAhead>(later, m, unit_of(next_u, next_p), row, panels[next_p]);
         load_columns<NB>(columns + std::size_t(u * planes + j) * kTile, block_bytes);
         add_products<NP, NB>(p, now + j * kTile);
       }
@@ -290,14 +272,9 @@ void multiply_form(const Matrix& m, const Quantized& x, int from, int to, int n_
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
-  const int n = in_tiles(x.n_tokens);
+  const int n = in_blocks(x.n_tokens, kFewest);
   if (n > 0) {
-    switch (m.bits) {
-      case 8: multiply_form<8>(m, x, from, to, n, y, y_stride); break;
-      case 4: multiply_form<4>(m, x, from, to, n, y, y_stride); break;
-      case 2: multiply_form<2>(m, x, from, to, n, y, y_stride); break;
-      default: multiply_form<1>(m, x, from, to, n, y, y_stride); break;
-    }
+    with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, n, y, y_stride); });
     for (int panel = from; panel < to; ++panel) activate(a, y + panel * kPanel, y_stride, n);
   }
   if (n == x.n_tokens) return;

@@ -17,23 +17,16 @@ namespace {
 
 #include "kernels/avx512.inc"
 #include "kernels/floats.inc"
+#include "kernels/products.inc"
 
 // Bytes that weights are prefetched ahead of their use: int8 from memory 38 ns a tile at 16 KB, 41 at 4 KB, 57 at 2 KB.
 constexpr int kAhead = 16384, kAheadCodes = 4096;
 constexpr int kMostInK = 5;   // tokens of one pass with k in lanes: 4 rows x 5 sums, 4 tables, 4 pieces of 32 registers
 constexpr int kFewest = 15;   // tokens from which a block is computed with tokens in lanes
 
-// Tokens that go with tokens in lanes: whole blocks, and a last one that is full enough.
-inline int in_lanes(int n_tokens) {
-  const int whole = n_tokens / kBlock * kBlock;
-  return n_tokens - whole >= kFewest ? n_tokens : whole;
-}
-
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
-  for (int t = from; t < to; ++t)
-    quantize_token(x + std::size_t(t) * stride, columns, out.stride, out.rows + std::size_t(t) * out.stride,
-                   out.scale + t, out.sum + t);
-  const int packed = in_lanes(out.n_tokens);
+  quantize_rows(x, stride, columns, out, from, to);
+  const int packed = in_blocks(out.n_tokens, kFewest);
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
 }
 
@@ -55,12 +48,7 @@ void sums_of_rows(const Matrix& m, std::int32_t* sums) {
 }
 
 void row_sums(const Matrix& m, std::int32_t* sums) {
-  switch (m.bits) {
-    case 8: return sums_of_rows<8>(m, sums);
-    case 4: return sums_of_rows<4>(m, sums);
-    case 2: return sums_of_rows<2>(m, sums);
-    default: return sums_of_rows<1>(m, sums);
-  }
+  with_bits(m.bits, [&](auto bits) { sums_of_rows<bits.value>(m, sums); });
 }
 
 // sum += u8 activations times int8 weights. As assembly: gcc 12 moves its accumulators about and spills them.
@@ -199,17 +187,6 @@ inline void multiply_planes(__m512i* sums, const std::uint8_t* w, int n_planes, 
   store(sums, sum);
 }
 
-// Decodes one row's piece of a unit into planes of (16 rows, 64 columns).
-template <int bits>
-inline void decode_to(std::uint8_t* planes, const Matrix& m, const std::uint8_t* unit, int row, int panel) {
-  __m512i w[8 / bits];
-  const std::uint8_t* piece = unit + row * kPiece;
-  _mm_prefetch(reinterpret_cast<const char*>(piece + kAheadCodes), _MM_HINT_T0);
-  decode<bits>(_mm512_loadu_si512(piece), row_table(m, panel * kPanel + row), w);
-#pragma GCC unroll 8
-  for (int j = 0; j < 8 / bits; ++j) _mm512_store_si512(planes + j * kPanel * kPiece + row * kPiece, w[j]);
-}
-
 // Decoded codes: a ring of two units, and which of them is multiplied next. A unit is what one piece a row holds:
 // 8 / bits planes of (16 rows, 64 columns).
 template <int bits>
@@ -237,7 +214,7 @@ inline void multiply_codes(__m512i* sums, const Matrix& m, int panel, int next_p
     unit = last ? m.data + m.panel_bytes() * next_panel : unit + kPanel * kPiece;
     const int count = last ? left : held, decoded = last ? next_panel : panel;
     for (int row = 0; row < kPanel; ++row) {  // a row of the next unit for every `count` vectors of columns
-      decode_to<bits>(later, m, unit, row, decoded);
+      decode_to<bits, kAheadCodes>(later, m, unit, row, decoded);
       for (int j = 0; j < count; ++j, columns += kPiece) {
         const int at = row * count + j;
         add_products(sum, columns, now + at / 16 * kPanel * kPiece + at % 16 * 4);
@@ -269,10 +246,10 @@ inline void blocks(const Matrix& m, const Quantized& x, int n_blocks, int panel,
 
 template <int bits>
 void multiply_form(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
-  const int lanes = in_lanes(x.n_tokens), n_blocks = (lanes + kBlock - 1) / kBlock;
+  const int lanes = in_blocks(x.n_tokens, kFewest), n_blocks = (lanes + kBlock - 1) / kBlock;
   Ring<bits> ring;
   if (bits != 8 && n_blocks && from < to && m.columns)
-    for (int r = 0; r < kPanel; ++r) decode_to<bits>(ring.now(), m, m.data + m.panel_bytes() * from, r, from);
+    for (int r = 0; r < kPanel; ++r) decode_to<bits, kAheadCodes>(ring.now(), m, m.data + m.panel_bytes() * from, r, from);
   for (int panel = from; panel < to; ++panel) {
     blocks<bits>(m, x, n_blocks, panel, panel + 1 < to ? panel + 1 : panel, ring, y, y_stride);
     some_tokens<bits>(m, x, panel, lanes, y, y_stride);
@@ -281,12 +258,7 @@ void multiply_form(const Matrix& m, const Quantized& x, int from, int to, Activa
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
-  switch (m.bits) {
-    case 8: return multiply_form<8>(m, x, from, to, a, y, y_stride);
-    case 4: return multiply_form<4>(m, x, from, to, a, y, y_stride);
-    case 2: return multiply_form<2>(m, x, from, to, a, y, y_stride);
-    default: return multiply_form<1>(m, x, from, to, a, y, y_stride);
-  }
+  with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, a, y, y_stride); });
 }
 
 constexpr Kernels kKernels = {"avx512-vnni", embed, add_norm, quantize, multiply,

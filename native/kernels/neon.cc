@@ -133,16 +133,12 @@ inline void transpose(V (&rows)[kLanes]) {
 }
 
 #include "kernels/floats.inc"
+#include "kernels/products.inc"
 
 constexpr int kRows = 4;      // rows of one pass: 16 sums, 4 activations, 4 weights, 4 tables of 32 registers
 constexpr int kMostInK = 4;   // tokens of one pass with k in lanes
 constexpr int kFewest = 12;   // tokens from which a block is computed with tokens in lanes
 constexpr int kAhead = 4096;  // bytes that weights are prefetched ahead of their use
-
-inline int in_lanes(int n_tokens) {
-  const int whole = n_tokens / kBlock * kBlock;
-  return n_tokens - whole >= kFewest ? n_tokens : whole;
-}
 
 // Four columns of four tokens become one vector of `lanes`.
 inline void pack_lanes(const Quantized& x, int token) {
@@ -160,10 +156,8 @@ inline void pack_lanes(const Quantized& x, int token) {
 }
 
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
-  for (int t = from; t < to; ++t)
-    quantize_token(x + std::size_t(t) * stride, columns, out.stride, out.rows + std::size_t(t) * out.stride,
-                   out.scale + t, out.sum + t);
-  const int packed = in_lanes(out.n_tokens);
+  quantize_rows(x, stride, columns, out, from, to);
+  const int packed = in_blocks(out.n_tokens, kFewest);
   for (int block = from; block < to && block < packed; block += kBlock)
     for (int t = block; t < block + kBlock; t += 4) pack_lanes(out, t);
 }
@@ -267,7 +261,7 @@ inline void many_tokens(const Matrix& m, const Quantized& x, int panel, int toke
 template <int bits>
 inline void multiply_form(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
   static_assert(kMostInK == 4);
-  const int lanes = in_lanes(x.n_tokens);
+  const int lanes = in_blocks(x.n_tokens, kFewest);
   for (int panel = from; panel < to; ++panel) {
     for (int t = 0; t < lanes; t += kBlock) many_tokens<bits>(m, x, panel, t, y, y_stride);
     for (int t = lanes; t < x.n_tokens; t += kMostInK) switch (x.n_tokens - t) {
@@ -281,12 +275,7 @@ inline void multiply_form(const Matrix& m, const Quantized& x, int from, int to,
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
-  switch (m.bits) {
-    case 8: return multiply_form<8>(m, x, from, to, a, y, y_stride);
-    case 4: return multiply_form<4>(m, x, from, to, a, y, y_stride);
-    case 2: return multiply_form<2>(m, x, from, to, a, y, y_stride);
-    default: return multiply_form<1>(m, x, from, to, a, y, y_stride);
-  }
+  with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, a, y, y_stride); });
 }
 
 constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply,

@@ -111,12 +111,7 @@ inline V pow2(V a) {
 }
 
 #include "kernels/floats.inc"
-
-void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
-  for (int t = from; t < to; ++t)
-    quantize_token(x + std::size_t(t) * stride, columns, out.stride, out.rows + std::size_t(t) * out.stride,
-                   out.scale + t, out.sum + t);
-}
+#include "kernels/products.inc"
 
 // The int8 weights of one row, columns in order.
 inline void decode_row_of(const Matrix& m, int row, std::int8_t* w) {
@@ -148,7 +143,7 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
   }
 }
 
-constexpr Kernels kKernels = {"scalar", embed,          add_norm, quantize,
+constexpr Kernels kKernels = {"scalar", embed,          add_norm, quantize_rows,
                               multiply, multiply_float, attend, mean,   nullptr};
 
 }  // namespace

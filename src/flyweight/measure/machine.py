@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,10 @@ def memory_free_bytes() -> int | None:
     return min(known) if known else None
 
 
-def versions() -> dict[str, str]:
-    """Versions of the installed packages out of `PACKAGES`."""
+def versions(packages: Sequence[str] | None = None) -> dict[str, str]:
+    """Versions of those of the packages (None: `PACKAGES`) that are installed."""
     found = {}
-    for package in PACKAGES:
+    for package in PACKAGES if packages is None else packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
