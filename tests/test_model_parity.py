@@ -48,13 +48,36 @@ def shake(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
+DISTIL = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+          "intermediate_size": "hidden_dim", "hidden_act": "activation"}  # fmt: skip
+#         family of transformers, its padding id, settings that bring every part of it into play
+FAMILY_CASES = [
+    ("Bert", 0, {}),
+    ("Ernie", 0, {"use_task_id": True}),
+    ("Ernie", 0, {"use_task_id": False}),
+    ("Roberta", 1, {"layer_norm_eps": 1e-5}),
+    ("XLMRoberta", 1, {"layer_norm_eps": 1e-5}),
+    ("Camembert", 1, {}),
+    ("DistilBert", 0, {}),
+    ("DistilBert", 0, {"sinusoidal_pos_embds": True}),
+    ("Electra", 0, {"embedding_size": 20}),
+    ("Electra", 0, {}),
+    ("MPNet", 1, {"layer_norm_eps": 1e-5}),  # always 32 buckets: transformers knows no other number
+]
+
+
 def tiny(family: str, shape: tuple[int, int, int, int, str], head: str = "Model", **more: Any) -> torch.nn.Module:
     """A transformers model of random weights."""
     layers, heads, hidden, ffn, activation = shape
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=50, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ffn,
-        hidden_act=activation, max_position_embeddings=40, **more,
-    )  # fmt: skip
+    fields = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": ffn,
+        "hidden_act": activation,
+    }  # fmt: skip
+    if family == "DistilBert":
+        fields = {DISTIL[k]: v for k, v in fields.items()}
+    if family == "Electra":
+        fields |= {"embedding_size": hidden}
+    config = getattr(transformers, f"{family}Config")(vocab_size=50, max_position_embeddings=40, **(fields | more))
     return shake(getattr(transformers, f"{family}{head}")(config), layers * 100 + heads)
 
 
@@ -75,36 +98,37 @@ def largest_difference(theirs: torch.nn.Module, ours: Encoder, ids: torch.Tensor
     return float((wanted - found)[mask].abs().max())
 
 
-@pytest.mark.parametrize("eps", [1e-12, 1e-2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bert(shape: tuple[int, int, int, int, str], eps: float) -> None:
-    model = tiny("Bert", shape, layer_norm_eps=eps)
+@pytest.mark.parametrize(("family", "pad", "more"), FAMILY_CASES)
+def test_families(family: str, pad: int, more: dict[str, Any], shape: tuple[int, int, int, int, str]) -> None:
+    model = tiny(family, shape, **more)
+    ours = encoder_from(model.config.to_dict(), model.state_dict())
+    assert ours.config.max_positions == (38 if pad else 40)
+    assert (ours.projection is not None) == (family == "Electra" and "embedding_size" in more)
+    assert largest_difference(model, ours, *padded_batch(pad)) <= PARITY
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-2])
+def test_norm_epsilon(eps: float) -> None:
+    model = tiny("Bert", SHAPES[1], layer_norm_eps=eps)
     ours = encoder_from(model.config.to_dict(), model.state_dict())
     assert largest_difference(model, ours, *padded_batch(0)) <= PARITY
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_mpnet(shape: tuple[int, int, int, int, str]) -> None:
-    model = tiny("MPNet", shape, layer_norm_eps=1e-5)  # always 32 buckets: transformers knows no other number
-    ours = encoder_from(model.config.to_dict(), model.state_dict())
-    assert ours.config.max_positions == 38
-    assert largest_difference(model, ours, *padded_batch(1)) <= PARITY
-
-
-def test_every_tensor_counts() -> None:
+@pytest.mark.parametrize(("family", "pad", "more"), FAMILY_CASES)
+def test_every_tensor_counts(family: str, pad: int, more: dict[str, Any]) -> None:
     # Guards the guard: a copy that leaves any tensor out must be seen by the comparison above.
-    for family, pad in (("Bert", 0), ("MPNet", 1)):
-        model = tiny(family, SHAPES[1])
-        ids, mask = padded_batch(pad)
-        state = model.state_dict()
-        for name in state:
-            if "pooler" in name or "position_ids" in name:
-                continue
-            changed = state | {name: state[name] + torch.randn(state[name].shape)}
-            ours = encoder_from(model.config.to_dict(), changed)
-            same = largest_difference(model, ours, ids, mask) <= PARITY
-            # adding the same to all keys of a query changes no softmax
-            assert same == name.endswith(("key.bias", "attn.k.bias")), name
+    model = tiny(family, SHAPES[1], **more)
+    ids, mask = padded_batch(pad)
+    state = model.state_dict()
+    for name in state:
+        if "pooler" in name or "position_ids" in name or "token_type_ids" in name:
+            continue
+        changed = state | {name: state[name] + torch.randn(state[name].shape)}
+        ours = encoder_from(model.config.to_dict(), changed)
+        same = largest_difference(model, ours, ids, mask) <= PARITY
+        # adding the same to all keys of a query changes no softmax
+        assert same == name.endswith(("key.bias", "attn.k.bias", "k_lin.bias")), name
 
 
 def test_norms_named_as_tensorflow_named_them() -> None:
@@ -118,17 +142,14 @@ def test_norms_named_as_tensorflow_named_them() -> None:
     assert largest_difference(model.bert, encoder_from(model.config.to_dict(), old), *padded_batch(0)) <= PARITY
 
 
-@pytest.mark.parametrize(
-    ("family", "head"),
-    [("Bert", "ForSequenceClassification"), ("Bert", "ForTokenClassification"), ("Bert", "ForMaskedLM"),
-     ("MPNet", "ForSequenceClassification"), ("MPNet", "ForTokenClassification")],
-)  # fmt: skip
-def test_heads_and_prefixes_are_ignored(family: str, head: str) -> None:
-    model = tiny(family, SHAPES[1], head)
-    prefix = family.lower()
-    assert any(name.startswith(f"{prefix}.encoder") for name in model.state_dict())
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification", "ForMaskedLM"])
+@pytest.mark.parametrize(("family", "pad", "more"), FAMILY_CASES)
+def test_heads_and_prefixes_are_ignored(family: str, pad: int, more: dict[str, Any], head: str) -> None:
+    model = tiny(family, SHAPES[1], head, **more)
+    prefix = model.base_model_prefix
+    assert any(name.startswith(f"{prefix}.embeddings") for name in model.state_dict())
     ours = encoder_from(model.config.to_dict(), model.state_dict())
-    assert largest_difference(getattr(model, prefix), ours, *padded_batch(int(family == "MPNet"))) <= PARITY
+    assert largest_difference(getattr(model, prefix), ours, *padded_batch(pad)) <= PARITY
 
 
 @pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (8, 128), (64, 256)])
@@ -195,10 +216,11 @@ def test_unreadable_configurations() -> None:
     model = tiny("Bert", SHAPES[0])
     config, state = model.config.to_dict(), model.state_dict()
     assert refused(config | {"model_type": "xlnet"}, state) == (
-        "folder: model_type 'xlnet' is not supported; allowed: bert, mpnet"
+        "folder: model_type 'xlnet' is not supported; "
+        "allowed: bert, ernie, roberta, xlm-roberta, camembert, distilbert, electra, mpnet"
     )
     assert "hidden_act 'swish'" in refused(config | {"hidden_act": "swish"}, state)
-    assert "allowed: gelu, gelu_new" in refused(config | {"hidden_act": "swish"}, state)
+    assert "allowed: gelu, gelu_python, gelu_new" in refused(config | {"hidden_act": "swish"}, state)
     relative = config | {"position_embedding_type": "relative_key"}
     assert "position_embedding_type 'relative_key'" in refused(relative, state)
     assert "tensors do not fit config.json: " in refused(config | {"hidden_size": 16}, state)
@@ -215,9 +237,7 @@ def test_missing_tensors() -> None:
         state = model.state_dict()
         name = f"{prefix}encoder.layer.0.attention.self.value.bias"
         del state[name]
-        assert refused(model.config.to_dict(), state) == (
-            f"folder: the checkpoint lacks the tensor '{name}' of a bert model"
-        )
+        assert refused(model.config.to_dict(), state) == (f"folder: the checkpoint lacks the tensor '{name}'")
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The BERT-family encoder in PyTorch; every layer owns its number of heads and its FFN width, zero included.
 
-One class covers BERT, MiniLM (absolute positions) and MPNet (absolute positions + relative position bias). Options
-are plain fields of EncoderConfig; a pruned model is an ordinary model with other numbers in `layers`.
+One class covers BERT, MiniLM, ERNIE, RoBERTa, XLM-R, DistilBERT (absolute positions), MPNet (relative position bias
+beside them) and ELECTRA (embeddings narrower than the layers). Options are plain fields of EncoderConfig; a pruned
+model is an ordinary model with other numbers in `layers`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class EncoderConfig:
     """Shape and variant of an encoder.
 
     hidden: width D; head_size: d of every head (a layer with H heads has Q, K, V of (H*d, D));
+    embedding: width E of the embeddings where it is not D: a projection (D, E) follows their norm; 0 for none;
     max_positions: longest message in tokens; relative_buckets: 0 for none, else MPNet's bias with that many buckets;
     activation: gelu | gelu_tanh | relu; norm_eps: LayerNorm's epsilon.
     """
@@ -50,6 +52,7 @@ class EncoderConfig:
     max_positions: int
     relative_buckets: int = 0
     relative_max_distance: int = 128
+    embedding: int = 0
     activation: str = "gelu"
     norm_eps: float = 1e-12
 
@@ -59,6 +62,8 @@ class EncoderConfig:
         for name in ("vocab_size", "hidden", "head_size", "max_positions"):
             if getattr(self, name) < 1:
                 raise CheckpointError(f"encoder field {name} is {getattr(self, name)}; it must be at least 1")
+        if self.embedding < 0:
+            raise CheckpointError(f"encoder field embedding is {self.embedding}; it must be 0 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: written to config.json and to the .fly manifest."""
@@ -135,14 +140,19 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Word and position embeddings, LayerNorm, then the layers. Hidden states (B, T, D) come out."""
+    """Word and position embeddings, LayerNorm, a projection where they are narrower, then the layers.
+
+    Hidden states (B, T, D) come out.
+    """
 
     def __init__(self, config: EncoderConfig, dropout: float = 0.1):
         super().__init__()
         self.config, self.dropout = config, dropout
-        self.words = Embedding(config.vocab_size, config.hidden)
-        self.positions = Embedding(config.max_positions, config.hidden)
-        self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+        width = config.embedding or config.hidden
+        self.words = Embedding(config.vocab_size, width)
+        self.positions = Embedding(config.max_positions, width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.projection = Linear(width, config.hidden) if config.embedding else None
         self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(config, shape) for shape in config.layers))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -154,6 +164,8 @@ class Encoder(nn.Module):
         T = ids.shape[1]
         x = self.norm(self.words(ids) + self.positions.weight[:T])
         x = F.dropout(x, self.dropout, self.training)
+        if self.projection is not None:
+            x = self.projection(x)
         additive = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)[:, None, None]
         buckets = None
         if self.config.relative_buckets:

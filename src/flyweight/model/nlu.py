@@ -1,6 +1,6 @@
 """The joint NLU model in PyTorch: encoder, intent head, entity head; answers, saving, loading.
 
-pooled = mean | cls | cls+tanh of the last hidden states       (B, D)
+pooled = mean | cls | cls+f of the last hidden states          (B, D)    cls+f: f(pooler(cls)), f in tanh, relu, gelu
 intent = pooled W^T + b   (linear), or inner products with label embeddings (similarity)
 tags   = hidden W^T + b on each word's first sub-token         absent without entities
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,10 +26,11 @@ from flyweight.model.encoder import Encoder, EncoderConfig
 from flyweight.model.linear import Linear, Matrix, set_form
 from flyweight.tokenizer import Encoded, Tokenizer
 
-Pooling = Literal["mean", "cls", "cls+tanh"]
+Pooling = Literal["mean", "cls", "cls+tanh", "cls+relu", "cls+gelu"]
 IntentHead = Literal["linear", "similarity"]
 Part = Literal["embeddings", "encoder", "heads"]
-POOLINGS = ("mean", "cls", "cls+tanh")
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+POOLED: dict[str, Callable[[Tensor], Tensor]] = {"cls+tanh": torch.tanh, "cls+relu": F.relu, "cls+gelu": F.gelu}
 EVAL_BATCH = 64
 
 
@@ -71,7 +72,7 @@ class NLUModel(nn.Module):
         self.pooling: Pooling = pooling
         self.intent_head_kind: IntentHead = intent_head
         self.encoder = Encoder(config, dropout)
-        self.pooler = Linear(config.hidden, config.hidden) if pooling == "cls+tanh" else None
+        self.pooler = Linear(config.hidden, config.hidden) if pooling in POOLED else None
         self.intent_head = Linear(config.hidden, len(labels.intents), bias=intent_head == "linear")
         self.tag_head = Linear(config.hidden, len(labels.tags)) if labels.entity_labels else None
         self.dropout = dropout
@@ -90,7 +91,7 @@ class NLUModel(nn.Module):
             return (hidden * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
         if self.pooler is None:
             return hidden[:, 0]
-        return torch.tanh(self.pooler(hidden[:, 0]))
+        return POOLED[self.pooling](self.pooler(hidden[:, 0]))
 
     @torch.no_grad()
     def logits(self, encoded: Sequence[Encoded]) -> list[tuple[np.ndarray, np.ndarray | None]]:
@@ -127,6 +128,8 @@ class NLUModel(nn.Module):
         """(name in the file, module, part) of every matrix that a technique may pack, in a fixed order."""
         yield "embeddings.words", self.encoder.words, "embeddings"
         yield "embeddings.positions", self.encoder.positions, "embeddings"
+        if self.encoder.projection is not None:
+            yield "embeddings.projection", self.encoder.projection, "encoder"
         for i, layer in enumerate(self.encoder.layers):
             yield f"layers.{i}.attention.qkv", layer.attention.qkv, "encoder"
             yield f"layers.{i}.attention.out", layer.attention.out, "encoder"
