@@ -83,6 +83,7 @@ Config config_of(const nb::dict& from) {
   Config c;
   c.hidden = field<int>(from, "hidden");
   c.head_size = field<int>(from, "head_size");
+  c.embedding = field<int>(from, "embedding");
   c.vocab_size = field<int>(from, "vocab_size");
   c.max_positions = field<int>(from, "max_positions");
   c.n_intents = field<int>(from, "n_intents");
@@ -94,7 +95,11 @@ Config config_of(const nb::dict& from) {
       field<std::string>(from, "activation"), "activation",
       {{"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh}, {"relu", Activation::relu}});
   c.pooling = choice<Pooling>(field<std::string>(from, "pooling"), "pooling",
-                              {{"mean", Pooling::mean}, {"cls", Pooling::cls}, {"cls+tanh", Pooling::cls_tanh}});
+                              {{"mean", Pooling::mean},
+                               {"cls", Pooling::cls},
+                               {"cls+tanh", Pooling::cls_tanh},
+                               {"cls+relu", Pooling::cls_relu},
+                               {"cls+gelu", Pooling::cls_gelu}});
   if (const nb::object given = item(from, "buckets"); !given.is_none()) {
     const auto buckets = as_it_lies<Ints>(given, "buckets");
     c.buckets.assign(buckets.data(), buckets.data() + buckets.size());

@@ -18,19 +18,20 @@ from flyweight.model.linear import Activations, set_form
 from flyweight.model.nlu import NLUModel
 from flyweight.runtime import native
 from flyweight.runtime.native import ISA_VARIABLE, Native
+from flyweight.runtime.parts import POOLERS
 from flyweight.tokenizer import Encoded
 
 Logits = list[tuple[np.ndarray, np.ndarray | None]]
 
-# Kinds of encoder: those of VARIANTS (zero heads, zero FFN, relative bias, similarity, no entities, poolings), and the
-# proportions of the bases.
+# Kinds of encoder: those of VARIANTS (zero heads, zero FFN, relative bias, similarity, narrow embeddings, one head
+# alone, poolings), and the proportions of the bases.
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden": 128, "head_size": 32, "layers": ((4, 512), (4, 512)), "intent_head": "similarity"},
     "bert": {"hidden": 96, "head_size": 16, "layers": ((6, 384), (6, 384))},
     "mpnet": {"hidden": 96, "head_size": 24, "layers": ((4, 384), (4, 384)), "relative_buckets": 32},
     "deep": {"hidden": 128, "head_size": 32, "layers": ((4, 512),) * 14},  # one message is worth several threads
-    "cls": {"pooling": "cls"},
-    "cls+tanh": {"pooling": "cls+tanh"},
+    "electra": {"hidden": 96, "head_size": 24, "layers": ((4, 384), (4, 384)), "embedding": 48, "pooling": "cls+gelu"},
+    **{pooling: {"pooling": pooling} for pooling in ("cls", *POOLERS)},
     "relu": {"activation": "relu"},
     "gelu_tanh": {"activation": "gelu_tanh"},
     **VARIANTS,

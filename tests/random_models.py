@@ -24,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relative": {"relative_buckets": 32, "layers": ((3, 37), (0, 21), (2, 21))},
     "similarity": {"intent_head": "similarity", "activation": "relu", "pooling": "cls"},
     "pooler": {"pooling": "cls+tanh", "activation": "gelu_tanh"},
+    "projected": {"embedding": 13, "pooling": "cls+gelu"},
+    "entities only": {"intents": False, "embedding": 35, "relative_buckets": 32},
 }
 
 
@@ -33,10 +35,12 @@ def random_model(
     layers: Sequence[tuple[int, int]] = ((3, 37), (2, 21)),
     hidden: int = HIDDEN,
     head_size: int = HEAD_SIZE,
+    embedding: int = 0,
     relative_buckets: int = 0,
     activation: str = "gelu",
     pooling: Any = "mean",
     intent_head: Any = "linear",
+    intents: bool = True,
     entities: bool = True,
     std: float = 0.15,
     seed: int = 0,
@@ -46,12 +50,17 @@ def random_model(
         vocab_size=like.tokenizer.vocab_size,
         hidden=hidden,
         head_size=head_size,
+        embedding=embedding,
         layers=tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in layers),
         max_positions=40,
         relative_buckets=relative_buckets,
         activation=activation,
     )
-    labels = like.labels if entities else replace(like.labels, entity_labels=())
+    labels = replace(
+        like.labels,
+        intents=like.labels.intents if intents else (),
+        entity_labels=like.labels.entity_labels if entities else (),
+    )
     tokenizer = type(like.tokenizer)(like.tokenizer.source, 40)
     model = NLUModel(config, tokenizer, labels, pooling=pooling, intent_head=intent_head)
     rng = np.random.default_rng(seed)

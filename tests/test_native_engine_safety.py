@@ -77,7 +77,9 @@ def parts(artifact: Artifact) -> Parts:
 # what does not fit ---------------------------------------------------------------------------------------------------
 
 
-def test_every_array_cut_or_spoilt_is_refused(parts: Parts) -> None:
+@pytest.mark.parametrize("shape", ["relative", "projected"])
+def test_every_array_cut_or_spoilt_is_refused(shape: str, like: NLUModel) -> None:
+    parts = Parts(artifact_of(packed(like, shape, "mixed")))
     assert parts.refusal(lambda p: None) == ""
     n_tried = 0
     for name, entry in parts.matrices.items():
@@ -127,10 +129,11 @@ def test_every_array_cut_or_spoilt_is_refused(parts: Parts) -> None:
         *((key, (-1, 0, 2**31 - 1, 27.5, "28", None)) for key in
           ("hidden", "head_size", "vocab_size", "max_positions", "n_intents")),
         ("n_tags", (-1, 2**31 - 1, "9")),
+        ("embedding", (-1, 13, 28, 2**31 - 1, 13.5, "13", None)),
         ("heads", ([3, 0], [3, 0, -2], [3, 0, 3], [2**31 - 1] * 3, 3, None)),
         ("ffn", ([37, 21], [37, 21, -21], [37, 21, 22], [2**31 - 1] * 3)),
         ("activation", ("swish", "tanh", None)),
-        ("pooling", ("max", None)),
+        ("pooling", ("max", "cls+tanh", "cls+relu", "cls+gelu", "cls+", None)),
         ("norm_eps", (0.0, -1.0, math.nan, math.inf, None)),
         ("buckets", (np.zeros(3, I32), np.full(79, 32, I32), np.full(79, -1, I32), np.zeros(79, np.int64), [0] * 79)),
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from flyweight.errors import ArtifactError, ParityError
 from flyweight.export.fly import contents, save
 from flyweight.model.nlu import NLUModel
 from flyweight.runtime import native, parser
-from flyweight.runtime.parser import EngineName, load
+from flyweight.runtime.parser import EngineName, load, pick_engine
 
 ENGINES: list[EngineName] = ["numpy", "native"] if native.module() is not None else ["numpy"]
 NO_GOLDEN = {"texts": [], "tolerance": 0.0, "made_by": "numpy"}
@@ -57,6 +60,76 @@ def test_token_ids_beyond_the_embeddings_are_refused_at_loading(
     path = write(tmp_path / "gap.fly", manifest | {"golden": NO_GOLDEN}, arrays)
     with pytest.raises(ArtifactError, match=rf"tokenizer of {len(vocabulary) + 8} ids for {len(vocabulary)} word"):
         load(path, engine=engine)
+
+
+def made(model: NLUModel, folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Path:
+    """The file of a model, once `change` has had the manifest's model and the manifest's weights."""
+    manifest, arrays = contents(model)
+    manifest = json.loads(json.dumps(manifest))
+    change(manifest["model"], manifest["weights"])
+    return write(folder / "m.fly", manifest | {"golden": NO_GOLDEN}, arrays)
+
+
+@pytest.mark.parametrize("value", [-1, 2**31, 13.0, "13", True, False, None, [13]])
+def test_an_embedding_width_that_is_no_width(
+    value: object, engine: EngineName, tiny_model: NLUModel, tmp_path: Path
+) -> None:
+    path = made(variant(tiny_model, "projected"), tmp_path, lambda m, _: m["encoder"].update(embedding=value))
+    wanted = rf"encoder\.embedding is {re.escape(repr(value))}; allowed: whole numbers from 0 to 2\^31 - 1$"
+    with pytest.raises(ArtifactError, match=wanted):
+        load(path, engine=engine)
+
+
+MISFITS: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any], str]] = {
+    "another width": ("projected", lambda m, _: m["encoder"].update(embedding=14), r"embeddings.words is \(\d+, 13\)"),
+    "huge": ("projected", lambda m, _: m["encoder"].update(embedding=2**31 - 1), r"says \(\d+, 2147483647\)"),
+    "no width": ("projected", lambda m, _: m["encoder"].pop("embedding"), r"embeddings.words is \(\d+, 13\)"),
+    "no projection": ("projected", lambda _, w: w.pop("embeddings.projection"), "'embeddings.projection' is missing"),
+    "a width too much": ("plain", lambda m, _: m["encoder"].update(embedding=28), "'embeddings.projection' is missing"),
+    "to another width": (
+        "projected",
+        lambda _, w: w["embeddings.projection"].update(shape=[27, 13]),
+        r"embeddings.projection.* shape \(\d+,\)|embeddings.projection is \(27, 13\); the model says \(28, 13\)",
+    ),
+    "no pooler": ("plain", lambda m, _: m.update(pooling="cls+relu"), "'heads.pooler' is missing"),
+    "no such pooling": (
+        "plain",
+        lambda m, _: m.update(pooling="cls+swish"),
+        r"mean, cls, cls\+tanh, cls\+relu, cls\+gelu",
+    ),
+    "no labels": ("plain", lambda m, _: m["labels"].update(intents=[], entity_labels=[]), "neither intents nor entity"),
+    "a label without a row": (
+        "entities only",
+        lambda m, _: m["labels"].update(intents=["greet"]),
+        r"heads.intent is \(0, 28\); the model says \(1, 28\)",
+    ),
+    "rows without a label": (
+        "plain",
+        lambda m, _: m["labels"].update(intents=[]),
+        r"heads.intent is \(4, 28\); the model says \(0, 28\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_widths_and_heads_that_do_not_fit(what: str, engine: EngineName, tiny_model: NLUModel, tmp_path: Path) -> None:
+    of, change, message = MISFITS[what]
+    path = made(variant(tiny_model, of), tmp_path, change)
+    with pytest.raises(ArtifactError, match=message) as refused:
+        pick_engine(read(path), 1, engine)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_of_before_has_no_embedding_width(engine: EngineName, tiny_model: NLUModel, tmp_path: Path) -> None:
+    texts = ["book a flight to Rome", ""]
+    found = [
+        [
+            a.probabilities
+            for a in load(made(variant(tiny_model, "plain"), tmp_path, change), engine=engine).answers(texts)
+        ]
+        for change in (lambda m, _: None, lambda m, _: m["encoder"].pop("embedding"))
+    ]
+    assert np.array_equal(*found)
 
 
 def test_numbers_that_overflow_in_a_norm_are_refused(engine: EngineName, tiny_model: NLUModel, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 from random_models import VARIANTS, all_logits, quiet_run, rms_gap, same_bits, variant
 
 import flyweight
-from flyweight.artifact import Artifact, read
+from flyweight.artifact import LOOKED_UP, Artifact, read
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.export.fly import save
@@ -316,7 +316,7 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
     entries = dict(file.manifest["weights"])
     seen, padding = set(), 0
     for matrix, module, part in child.matrices():
-        claimed = claimed_form(name, SETTINGS[name][i], part, matrix.startswith("embeddings."))
+        claimed = claimed_form(name, SETTINGS[name][i], part, matrix in LOOKED_UP)
         entry, sizes = entries.pop(matrix), claimed.pop("bytes")
         rows, columns = entry["shape"]
         assert (rows, columns) == tuple(module.weight.shape)
@@ -329,7 +329,7 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         assert set(stored) == set(sizes), matrix
         bits = code_bits(claimed["centres"]) if "centres" in claimed else 8
         kind = (claimed["form"], claimed["activations"])
-        in_panels = not matrix.startswith("embeddings.") and (
+        in_panels = matrix not in LOOKED_UP and (
             kind in (("float32", "float"), ("int8", "int8")) or (kind == ("codes", "int8") and bits in (1, 2, 4))
         )
         assert entry["layout"] == ("panels" if in_panels else "rows"), matrix

@@ -21,7 +21,8 @@ bool Answer::decode(const float* intent, int n_intents, float temperature, const
   probabilities_.assign(intent, intent + n_intents);
   for (double& x : probabilities_) x = double(float(x) / temperature);
   if (!std::all_of(probabilities_.begin(), probabilities_.end(), finite)) return false;
-  const double top = *std::max_element(probabilities_.begin(), probabilities_.end());
+  double top = -HUGE_VAL;  // of no intents, nothing is made
+  for (const double x : probabilities_) top = std::max(top, x);
   double total = 0;
   for (double& x : probabilities_) total += x = std::exp(x - top);
   for (double& x : probabilities_) x /= total;

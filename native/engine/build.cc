@@ -157,19 +157,19 @@ Lookup make_lookup(const Matrices& matrices, const std::string& name, int rows, 
   return to;
 }
 
-PaddedNorm make_norm(const Vectors& vectors, const std::string& name, const Config& config) {
+PaddedNorm make_norm(const Vectors& vectors, const std::string& name, int columns, float eps) {
   PaddedNorm to;
-  const int padded = round_up(config.hidden, kLanes);
+  const int padded = round_up(columns, kLanes);
   const auto part = [&](const char* which) {
     const std::string whole = name + "." + which;
     const auto found = vectors.find(whole);
     if (found == vectors.end()) refuse(whole, "is missing");
-    expect(whole, "vector", found->second.size, std::size_t(config.hidden));
-    return spread(whole, "vector", found->second, config.hidden, padded);
+    expect(whole, "vector", found->second.size, std::size_t(columns));
+    return spread(whole, "vector", found->second, columns, padded);
   };
   to.weight = part("weight");
   to.bias = part("bias");
-  to.norm = {to.weight.get(), to.bias.get(), config.hidden, config.norm_eps};
+  to.norm = {to.weight.get(), to.bias.get(), columns, eps};
   return to;
 }
 

@@ -9,7 +9,7 @@ namespace flyweight {
 
 Linear make_linear(const Matrices&, const std::string& name, int rows, int columns, const Kernels&);
 Lookup make_lookup(const Matrices&, const std::string& name, int rows, int columns);
-PaddedNorm make_norm(const Vectors&, const std::string& name, const Config&);
+PaddedNorm make_norm(const Vectors&, const std::string& name, int columns, float eps);
 Buffer<float> make_relative_bias(const Vectors&, const std::string& name, const Config&, int heads);
 
 }  // namespace flyweight

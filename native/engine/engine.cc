@@ -18,6 +18,16 @@ constexpr int kMaxThreads = 256;  // of one call; results do not depend on it
 
 std::string layer_name(std::size_t i) { return "layers." + std::to_string(i); }
 
+// What follows the pooler; none where there is no pooler.
+Activation behind_pooler(Pooling pooling) {
+  switch (pooling) {
+    case Pooling::cls_tanh: return Activation::tanh;
+    case Pooling::cls_relu: return Activation::relu;
+    case Pooling::cls_gelu: return Activation::gelu;
+    default: return Activation::none;
+  }
+}
+
 }  // namespace
 
 // Messages that are computed together, and where their results go.
@@ -89,7 +99,8 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
   positive(config.head_size, "head_size");
   positive(config.vocab_size, "vocab_size");
   positive(config.max_positions, "max_positions");
-  positive(config.n_intents, "n_intents");
+  if (config.embedding) positive(config.embedding, "embedding");
+  if (config.n_intents || !config.n_tags) positive(config.n_intents, "n_intents");
   if (config.n_tags) positive(config.n_tags, "n_tags");
   if (config.head_size > kMaxColumns)
     throw std::invalid_argument("head_size is " + std::to_string(config.head_size) + "; allowed: 1 to " +
@@ -101,10 +112,13 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
                                 std::to_string(config.ffn.size()) + " by ffn; they must be as many");
   if (config.worth_a_thread < 1) throw std::invalid_argument("worth_a_thread is below 1");
   const FloatEnvironment pinned;
-  const int hidden = config.hidden;
-  words_ = make_lookup(matrices, "embeddings.words", config.vocab_size, hidden);
-  positions_ = make_lookup(matrices, "embeddings.positions", config.max_positions, hidden);
-  norm_ = make_norm(vectors, "embeddings.norm", config);
+  const int hidden = config.hidden, looked_up = config.embedding ? config.embedding : hidden;
+  const auto norm = [&](const std::string& name, int columns) {
+    return make_norm(vectors, name, columns, config.norm_eps);
+  };
+  words_ = make_lookup(matrices, "embeddings.words", config.vocab_size, looked_up);
+  positions_ = make_lookup(matrices, "embeddings.positions", config.max_positions, looked_up);
+  norm_ = norm("embeddings.norm", looked_up);
   width_ = height_ = round_up(hidden, kPiece);
   const auto linear = [&](const std::string& name, int rows, int columns) {
     width_ = std::max(width_, round_up(columns, kPiece));
@@ -112,6 +126,7 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
     n_weights_ += std::int64_t(rows) * columns;
     return make_linear(matrices, name, rows, columns, kernels);
   };
+  if (config.embedding) projection_ = linear("embeddings.projection", hidden, config.embedding);
   for (std::size_t i = 0; i < config.heads.size(); ++i) {
     const std::string name = layer_name(i);
     const std::int64_t width = std::int64_t(config.heads[i]) * config.head_size;
@@ -124,13 +139,13 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
     layer.out = linear(name + ".attention.out", hidden, int(width));
     layer.up = linear(name + ".ffn.up", layer.ffn, hidden);
     layer.down = linear(name + ".ffn.down", hidden, layer.ffn);
-    layer.attention_norm = make_norm(vectors, name + ".attention.norm", config);
-    layer.ffn_norm = make_norm(vectors, name + ".ffn.norm", config);
+    layer.attention_norm = norm(name + ".attention.norm", hidden);
+    layer.ffn_norm = norm(name + ".ffn.norm", hidden);
     if (!config.buckets.empty())
       layer.relative_bias = make_relative_bias(vectors, name + ".attention.relative_bias", config, layer.heads);
     layers_.push_back(std::move(layer));
   }
-  if (config.pooling == Pooling::cls_tanh) pooler_ = linear("heads.pooler", hidden, hidden);
+  if (behind_pooler(config.pooling) != Activation::none) pooler_ = linear("heads.pooler", hidden, hidden);
   intent_ = linear("heads.intent", config.n_intents, hidden);
   if (config.n_tags) tags_ = linear("heads.tags", config.n_tags, hidden);
 }
@@ -280,10 +295,14 @@ void Engine::forward(const Group& g, Workspace& w, const Team& team) const {
   float *x = w.x.get(), *y = w.y.get();
   for (int i = 0, t = 0; i < g.n; ++i)
     for (int place = 0; place < g.lengths[i]; ++place) w.places[std::size_t(t++)] = place;
+  // Narrower embeddings go to `attended`, which no layer needs yet, and come back projected.
+  float* const embedded = config_.embedding ? w.attended.get() : x;
+  const int embedded_stride = config_.embedding ? round_up(config_.embedding, kPiece) : stride;
   team.split(n, 4, [&](int from, int to, int) {
     kernels_.embed(words_.embedding, positions_.embedding, g.ids + from, w.places.get() + from, to - from, norm_.norm,
-                   x + std::size_t(from) * std::size_t(stride), stride);
+                   embedded + std::size_t(from) * std::size_t(embedded_stride), embedded_stride);
   });
+  if (config_.embedding) linear(projection_, embedded, embedded_stride, n, Activation::none, x, stride, w, team);
   const auto add_norm = [&](const Norm& norm, const float* from_y, int y_stride) {
     team.split(n, 4, [&](int from, int to, int) {
       kernels_.add_norm(x + std::size_t(from) * std::size_t(stride), stride,
@@ -313,13 +332,13 @@ void Engine::forward(const Group& g, Workspace& w, const Team& team) const {
   heads(g, w, team);
 }
 
-void Engine::heads(const Group& g, Workspace& w, const Team& team) const {
-  const int hidden = config_.hidden, stride = round_up(hidden, kPiece);
+// A vector of each message: w.x -> w.pooled.
+void Engine::pool(const Group& g, Workspace& w, const Team& team) const {
+  const int hidden = config_.hidden, stride = round_up(hidden, kPiece), rows = round_up(hidden, kPanel);
   const std::size_t step = std::size_t(stride);
-  const float* x = w.x.get();
   float *y = w.y.get(), *pooled = w.pooled.get();
   for (int i = 0, t = 0; i < g.n; t += g.lengths[i++]) {
-    const float* message = x + std::size_t(t) * step;
+    const float* message = w.x.get() + std::size_t(t) * step;
     float* to = pooled + std::size_t(i) * step;
     if (config_.pooling == Pooling::mean) {
       kernels_.mean(message, stride, g.lengths[i], hidden, to);
@@ -327,19 +346,28 @@ void Engine::heads(const Group& g, Workspace& w, const Team& team) const {
       std::copy(message, message + hidden, to);
     }
   }
-  if (config_.pooling == Pooling::cls_tanh) {
-    const int rows = round_up(hidden, kPanel);
-    linear(pooler_, pooled, stride, g.n, Activation::tanh, y, rows, w, team);
-    for (int i = 0; i < g.n; ++i)
-      std::copy_n(y + std::size_t(i) * std::size_t(rows), hidden, pooled + std::size_t(i) * step);
-  }
+  const Activation a = behind_pooler(config_.pooling);
+  if (a == Activation::none) return;
+  linear(pooler_, pooled, stride, g.n, a, y, rows, w, team);
+  for (int i = 0; i < g.n; ++i)
+    std::copy_n(y + std::size_t(i) * std::size_t(rows), hidden, pooled + std::size_t(i) * step);
+}
+
+void Engine::heads(const Group& g, Workspace& w, const Team& team) const {
+  const int hidden = config_.hidden, stride = round_up(hidden, kPiece);
+  const std::size_t step = std::size_t(stride);
+  const float* x = w.x.get();
+  float *y = w.y.get(), *pooled = w.pooled.get();
   const auto classify = [&](const Linear& head, int n, int n_out, float* out) {
     const int rows = round_up(n_out, kPanel);
     linear(head, pooled, stride, n, Activation::none, y, rows, w, team);
     for (int i = 0; i < n; ++i)
       std::copy_n(y + std::size_t(i) * std::size_t(rows), n_out, out + std::size_t(i) * std::size_t(n_out));
   };
-  classify(intent_, g.n, config_.n_intents, g.intent);
+  if (config_.n_intents) {
+    pool(g, w, team);
+    classify(intent_, g.n, config_.n_intents, g.intent);
+  }
   if (!g.n_all_words) return;
   const std::int32_t* first = g.first;
   int word = 0;

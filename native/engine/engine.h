@@ -30,11 +30,13 @@ struct MatrixSource {
   Span<float> float_table, scale, bias;
 };
 
-enum class Pooling : std::uint8_t { mean, cls, cls_tanh };
+enum class Pooling : std::uint8_t { mean, cls, cls_tanh, cls_relu, cls_gelu };  // cls_f: f(heads.pooler x_cls + b)
 
 struct Config {
-  int hidden = 0, head_size = 0, vocab_size = 0, max_positions = 0, n_intents = 0, n_tags = 0;
-  std::vector<int> heads, ffn;  // a layer each; 0: the part is gone, its bias and norm stay
+  int hidden = 0, head_size = 0, vocab_size = 0, max_positions = 0;
+  int embedding = 0;              // columns of the embeddings where a projection to `hidden` follows them; or 0
+  int n_intents = 0, n_tags = 0;  // one of them may be 0: that head has no outputs
+  std::vector<int> heads, ffn;    // a layer each; 0: the part is gone, its bias and norm stay
   Activation activation = Activation::gelu;
   Pooling pooling = Pooling::mean;
   float norm_eps = 0;
@@ -95,6 +97,7 @@ class Engine {
   void linear(const Linear&, const float* x, int x_stride, int n, Activation, float* y, int y_stride, Workspace&,
               const Team&) const;
   void attention(const Layer&, const Group&, Workspace&, const Team&) const;
+  void pool(const Group&, Workspace&, const Team&) const;
   void heads(const Group&, Workspace&, const Team&) const;
   std::unique_ptr<Workspace> workspace(int n_tokens, int n_threads) const;
 
@@ -102,6 +105,7 @@ class Engine {
   const Kernels& kernels_;
   Lookup words_, positions_;
   PaddedNorm norm_;
+  Linear projection_;
   std::vector<Layer> layers_;
   Linear pooler_, intent_, tags_;
   int width_ = 0;   // widest input of a matrix

@@ -53,6 +53,16 @@ TEST(answer_ranks_intents_by_hand) {
   CHECK_EQUAL(answer.confidences, (std::vector<double>{1, 0, 0}));
 }
 
+TEST(answer_of_a_model_without_intents_has_tags_alone) {
+  Answer answer;
+  const float tags[] = {0, 1, 0, 0, 0, 2};
+  CHECK(answer.decode(nullptr, 0, 1.0f, tags, 2, 3));
+  CHECK(answer.order.empty() && answer.confidences.empty());
+  CHECK_EQUAL(answer.path, (std::vector<int>{1, 2}));
+  CHECK(answer.decode(nullptr, 0, 1.0f, nullptr, 0, 3));
+  CHECK(answer.order.empty() && answer.path.empty());
+}
+
 TEST(answer_tags_by_hand) {
   Answer answer;
   const float intent = 0;

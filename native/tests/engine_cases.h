@@ -17,13 +17,15 @@ inline int rounds(int n) { return emulated() ? 1 + n / 20 : n; }
 
 // What an engine reads. Every array has its own memory without slack: the address sanitizer sees what lies beyond.
 struct Sample {
-  // weights: the form of all matrices, or "mixed". Sizes that neither 16 nor 64 divides.
-  explicit Sample(const std::string& weights, Pooling pooling = Pooling::mean) : weights_(weights) {
+  // weights: the form of all matrices, or "mixed". Sizes that neither 16 nor 64 divides; embedding: as in Config.
+  explicit Sample(const std::string& weights, Pooling pooling = Pooling::mean, int embedding_width = 0, int n_intents = 5)
+      : weights_(weights) {
     config.hidden = 20;
+    config.embedding = embedding_width;
     config.head_size = 5;
     config.vocab_size = 50;
     config.max_positions = 100;
-    config.n_intents = 5;
+    config.n_intents = n_intents;
     config.n_tags = 7;
     config.heads = {3, 0, 2};
     config.ffn = {70, 33, 0};
@@ -33,7 +35,8 @@ struct Sample {
     for (int i = 0; i < 2 * config.max_positions - 1; ++i) config.buckets.push_back(i * 8 / (2 * config.max_positions));
     embedding("embeddings.words", config.vocab_size);
     embedding("embeddings.positions", config.max_positions);
-    norm("embeddings.norm");
+    norm("embeddings.norm", looked_up());
+    if (config.embedding) linear("embeddings.projection", config.hidden, config.embedding);
     for (std::size_t i = 0; i < config.heads.size(); ++i) {
       const std::string layer = "layers." + std::to_string(i);
       const int width = config.heads[i] * config.head_size;
@@ -41,11 +44,11 @@ struct Sample {
       linear(layer + ".attention.out", config.hidden, width);
       linear(layer + ".ffn.up", config.ffn[i], config.hidden);
       linear(layer + ".ffn.down", config.hidden, config.ffn[i]);
-      norm(layer + ".attention.norm");
-      norm(layer + ".ffn.norm");
+      norm(layer + ".attention.norm", config.hidden);
+      norm(layer + ".ffn.norm", config.hidden);
       vectors[layer + ".attention.relative_bias"] = floats(std::size_t(8 * config.heads[i]), 0.0f, 1.0f);
     }
-    if (pooling == Pooling::cls_tanh) linear("heads.pooler", config.hidden, config.hidden);
+    if (pooling != Pooling::mean && pooling != Pooling::cls) linear("heads.pooler", config.hidden, config.hidden);
     linear("heads.intent", config.n_intents, config.hidden);
     linear("heads.tags", config.n_tags, config.hidden);
   }
@@ -63,6 +66,8 @@ struct Sample {
   Vectors vectors;
 
  private:
+  int looked_up() const { return config.embedding ? config.embedding : config.hidden; }
+
   std::string form() {
     static const char* const kAll[] = {"int8", "float32", "4 bits", "int8 with shift", "1 bit", "2 bits, 3 centres"};
     return weights_ == "mixed" ? kAll[n_matrices_++ % std::size(kAll)] : weights_;
@@ -111,21 +116,21 @@ struct Sample {
     MatrixSource m;
     const std::string chosen = form();
     m.rows = rows;
-    m.columns = config.hidden;
+    m.columns = looked_up();
     if (chosen == "float32") {
-      const Span<float> w = floats(std::size_t(rows * config.hidden), 0.0f, 1.0f);
+      const Span<float> w = floats(std::size_t(rows * looked_up()), 0.0f, 1.0f);
       m.data = {reinterpret_cast<const std::uint8_t*>(w.data), w.size * sizeof(float)};
     } else {
       integers(m, chosen, rows);
       const int bits = m.values == Values::int8 ? 8 : m.bits;
-      m.data = bytes<std::uint8_t>(std::size_t(rows * ((config.hidden * bits + 7) / 8)));
+      m.data = bytes<std::uint8_t>(std::size_t(rows * ((looked_up() * bits + 7) / 8)));
     }
     matrices[name] = m;
   }
 
-  void norm(const std::string& name) {
-    vectors[name + ".weight"] = floats(std::size_t(config.hidden), 1.0f, 0.3f);
-    vectors[name + ".bias"] = floats(std::size_t(config.hidden), 0.0f, 0.3f);
+  void norm(const std::string& name, int columns) {
+    vectors[name + ".weight"] = floats(std::size_t(columns), 1.0f, 0.3f);
+    vectors[name + ".bias"] = floats(std::size_t(columns), 0.0f, 0.3f);
   }
 
   std::string weights_;

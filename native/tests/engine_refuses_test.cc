@@ -27,12 +27,13 @@ bool says(const std::string& text, const std::string& part) {
 
 TEST(engine_refuses_matrices_that_do_not_fit) {
   const float nan = std::numeric_limits<float>::quiet_NaN(), infinite = std::numeric_limits<float>::infinity();
-  const Sample all[] = {Sample("float32"), Sample("int8 with shift"), Sample("4 bits"), Sample("2 bits, 3 centres")};
+  const Sample all[] = {Sample("float32"), Sample("int8 with shift"), Sample("4 bits", Pooling::cls_relu, 37),
+                        Sample("2 bits, 3 centres")};
   for (const Sample& s : all) {
     CHECK_EQUAL(refusal(s.config, s.matrices, s.vectors), "accepted");
     for (const auto& entry : s.matrices) {
       const std::string name = entry.first;
-      const bool looked_up = name.rfind("embeddings", 0) == 0;
+      const bool looked_up = name == "embeddings.words" || name == "embeddings.positions";
       const auto changed = [&](auto change) {
         Matrices copy = s.matrices;
         change(copy[name]);
@@ -112,11 +113,17 @@ TEST(engine_refuses_vectors_and_sizes_that_do_not_fit) {
     CHECK(says(with([=](Config& c) { c.head_size = n; }), "head_size is "));
     CHECK(says(with([=](Config& c) { c.vocab_size = n; }), "vocab_size is "));
     CHECK(says(with([=](Config& c) { c.max_positions = n; }), "max_positions is "));
-    CHECK(says(with([=](Config& c) { c.n_intents = n; }), "n_intents is "));
+    if (n) CHECK(says(with([=](Config& c) { c.n_intents = n; }), "n_intents is "));
+    if (n) CHECK(says(with([=](Config& c) { c.embedding = n; }), "embedding is "));
     if (n) CHECK(says(with([=](Config& c) { c.n_tags = n; }), "n_tags is "));
     if (n) CHECK(says(with([=](Config& c) { c.heads[0] = n; }), "layers.0: heads or ffn below 0, or wider than 65536"));
     if (n) CHECK(says(with([=](Config& c) { c.ffn[1] = n; }), "layers.1: heads or ffn below 0, or wider than 65536"));
   }
+  CHECK(says(with([](Config& c) { c.n_intents = 0; }), "heads.intent: is 5 x 20; the model says 0 x 20"));
+  CHECK(says(with([](Config& c) { c.n_intents = c.n_tags = 0; }), "n_intents is 0; allowed: 1 to 2^29"));
+  CHECK(says(with([](Config& c) { c.embedding = 21; }), "embeddings.words: is 50 x 20; the model says 50 x 21"));
+  CHECK(says(with([](Config& c) { c.embedding = 20; }), "embeddings.projection: is missing"));
+  CHECK(says(with([](Config& c) { c.pooling = Pooling::cls_gelu; }), "heads.pooler: is missing"));
   CHECK(says(with([](Config& c) { c.head_size = 1 << 29; }), "head_size is "));
   CHECK(says(with([](Config& c) { c.ffn.pop_back(); }), "they must be as many"));
   CHECK(says(with([](Config& c) { c.buckets.pop_back(); }), "buckets has 198 entries; it must have 199"));

@@ -67,10 +67,17 @@ int forked(Child child) {
 }  // namespace
 
 TEST(engine_levels_batches_and_threads_give_equal_bits) {
+  struct Kind {
+    Pooling pooling;
+    int embedding, n_intents;
+  };
+  const Kind kinds[] = {{Pooling::mean, 0, 5},     {Pooling::mean, 37, 5},     {Pooling::cls, 64, 0},
+                        {Pooling::cls_tanh, 3, 5}, {Pooling::cls_relu, 37, 0}, {Pooling::cls_relu, 0, 5},
+                        {Pooling::cls_gelu, 0, 5}};
   for (const char* weights : kWeights)
-    for (Pooling pooling : {Pooling::mean, Pooling::cls, Pooling::cls_tanh}) {
+    for (const auto& [pooling, embedding, n_intents] : kinds) {
       if (pooling != Pooling::mean && weights != std::string("mixed")) continue;
-      const Sample sample(weights, pooling);
+      const Sample sample(weights, pooling, embedding, n_intents);
       const Messages all = ragged(sample.config);
       const Engine plain = sample.engine(scalar_kernels());
       const Exact<float> wanted = logits(plain, all);
@@ -151,8 +158,9 @@ TEST(engine_callers_at_once_get_equal_bits) {
 
 #ifndef _MSC_VER
 TEST(engine_second_call_allocates_nothing) {
-  for (const char* weights : {"float32", "mixed"}) {
-    const Sample sample(weights);
+  const Sample samples[] = {Sample("float32"), Sample("mixed"), Sample("mixed", Pooling::cls_gelu, 37),
+                            Sample("int8", Pooling::cls_relu, 3, 0)};
+  for (const Sample& sample : samples) {
     const Engine engine = sample.engine(all_levels()[0]);
     const Messages all = ragged(sample.config);
     const Exact<float> intent(all.lengths.size() * 5), tags(all.first.size() * 7);

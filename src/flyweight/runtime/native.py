@@ -160,6 +160,7 @@ def config(artifact: Artifact) -> dict[str, Any]:
         found = distance_buckets(distance, encoder["relative_buckets"], encoder["relative_max_distance"])
         buckets = found.astype(np.int32)
     return {k: encoder[k] for k in ("hidden", "head_size", "vocab_size", "max_positions", "activation", "norm_eps")} | {
+        "embedding": encoder.get("embedding", 0),
         "heads": [layer["heads"] for layer in encoder["layers"]],
         "ffn": [layer["ffn"] for layer in encoder["layers"]],
         "pooling": model["pooling"],

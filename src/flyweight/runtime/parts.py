@@ -10,7 +10,8 @@ from flyweight.artifact import LOOKED_UP, Artifact, matrix_layout
 from flyweight.errors import ArtifactError
 from flyweight.forms import finite
 
-POOLINGS = ("mean", "cls", "cls+tanh")
+POOLERS = ("cls+tanh", "cls+relu", "cls+gelu")  # f(heads.pooler x_cls + b), f behind the +
+POOLINGS = ("mean", "cls", *POOLERS)
 INTENT_HEADS = ("linear", "similarity")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")  # of the FFN
 MATRIX_ACTIVATIONS = ("float", "int8")  # what a matrix is multiplied with
@@ -32,12 +33,19 @@ def check_parts(artifact: Artifact) -> dict[str, Any]:
     return encoder
 
 
+def embedding_width(encoder: dict[str, Any]) -> int:
+    """Columns of the embeddings: `embedding`, where a projection to `hidden` follows them, or else `hidden`."""
+    return int(encoder.get("embedding", 0) or encoder["hidden"])
+
+
 def matrix_shapes(artifact: Artifact) -> dict[str, tuple[int, int]]:
     """(rows, columns) of every matrix of a checked model, by its name in the file."""
     model = artifact.manifest["model"]
     c, labels = model["encoder"], model["labels"]
-    hidden = c["hidden"]
-    found = {"embeddings.words": (c["vocab_size"], hidden), "embeddings.positions": (c["max_positions"], hidden)}
+    hidden, looked_up = c["hidden"], embedding_width(c)
+    found = {"embeddings.words": (c["vocab_size"], looked_up), "embeddings.positions": (c["max_positions"], looked_up)}
+    if c.get("embedding"):
+        found["embeddings.projection"] = (hidden, looked_up)
     for i, layer in enumerate(c["layers"]):
         width = layer["heads"] * c["head_size"]
         found |= {
@@ -46,7 +54,7 @@ def matrix_shapes(artifact: Artifact) -> dict[str, tuple[int, int]]:
             f"layers.{i}.ffn.up": (layer["ffn"], hidden),
             f"layers.{i}.ffn.down": (hidden, layer["ffn"]),
         }
-    if model["pooling"] == "cls+tanh":
+    if model["pooling"] in POOLERS:
         found["heads.pooler"] = (hidden, hidden)
     found["heads.intent"] = (len(labels["intents"]), hidden)
     if labels["entity_labels"]:
@@ -57,17 +65,17 @@ def matrix_shapes(artifact: Artifact) -> dict[str, tuple[int, int]]:
 def vector_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
     """Shapes of everything that stays float32: biases, norms, relative position bias; by name in the file."""
     model = artifact.manifest["model"]
-    c, hidden = model["encoder"], (model["encoder"]["hidden"],)
+    c = model["encoder"]
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, _) in matrix_shapes(artifact).items():
         if name not in LOOKED_UP and (name != "heads.intent" or model["intent_head"] == "linear"):
             found[f"{name}.bias"] = (rows,)
-    norms = ["embeddings.norm"]
+    norms = {"embeddings.norm": embedding_width(c)}
     for i, layer in enumerate(c["layers"]):
-        norms += [f"layers.{i}.attention.norm", f"layers.{i}.ffn.norm"]
+        norms |= dict.fromkeys((f"layers.{i}.attention.norm", f"layers.{i}.ffn.norm"), c["hidden"])
         if c["relative_buckets"]:
             found[f"layers.{i}.attention.relative_bias"] = (c["relative_buckets"], layer["heads"])
-    return found | {f"{norm}.{part}": hidden for norm in norms for part in ("weight", "bias")}
+    return found | {f"{norm}.{part}": (n,) for norm, n in norms.items() for part in ("weight", "bias")}
 
 
 def check_matrix(artifact: Artifact, name: str, shape: tuple[int, int]) -> None:
@@ -98,6 +106,7 @@ def check_model(artifact: Artifact) -> dict[str, Any]:
             f"{artifact.path}: the manifest's model has no encoder with a list of layers; export it again"
         )
     sizes = [(f"encoder.{k}", encoder.get(k), 1) for k in ("vocab_size", "hidden", "head_size", "max_positions")]
+    sizes.append(("encoder.embedding", encoder.get("embedding", 0), 0))  # files of before have none
     for i, layer in enumerate(encoder["layers"]):
         shape = layer if isinstance(layer, dict) else {}
         sizes += [(f"encoder.layers[{i}].{k}", shape.get(k), 0) for k in ("heads", "ffn")]
@@ -116,6 +125,10 @@ def check_model(artifact: Artifact) -> dict[str, Any]:
     lists = [labels.get(k) for k in ("intents", "entity_labels")] if isinstance(labels, dict) else [None]
     if not all(isinstance(names, list) for names in lists):
         raise ArtifactError(f"{artifact.path}: the manifest's model lacks labels; export it again")
+    if not any(lists):
+        raise ArtifactError(
+            f"{artifact.path}: the model has neither intents nor entity labels; it could answer nothing"
+        )
     choices = [
         ("encoder.activation", encoder.get("activation"), ACTIVATIONS),
         ("pooling", pooling, POOLINGS),

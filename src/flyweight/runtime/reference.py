@@ -14,7 +14,7 @@ import numpy as np
 from flyweight.artifact import Artifact
 from flyweight.forms import Float32, Int8
 from flyweight.positions import relative_buckets
-from flyweight.runtime.parts import check_parts
+from flyweight.runtime.parts import POOLERS, check_parts
 from flyweight.tokenizer import Encoded
 
 # Integers up to 2^24 are exact in float32: 1024 products of at most 127 * 127 sum to 16,516,096 < 16,777,216.
@@ -33,8 +33,9 @@ class Reference:
         self.words = _Matrix(artifact, "embeddings.words", dtype, biased=False)
         self.positions = _Matrix(artifact, "embeddings.positions", dtype, biased=False)
         self.norm = _Norm(artifact, "embeddings.norm", self.config)
+        self.projection = _Matrix(artifact, "embeddings.projection", dtype) if self.config.get("embedding") else None
         self.layers = [_Layer(artifact, f"layers.{i}", self.config, s, dtype) for i, s in enumerate(layers)]
-        self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling == "cls+tanh" else None
+        self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling in POOLERS else None
         self.intent = _Matrix(artifact, "heads.intent", dtype, biased=model["intent_head"] == "linear")
         self.tags = _Matrix(artifact, "heads.tags", dtype) if model["labels"]["entity_labels"] else None
         self.vocab_size, self.has_tags = self.words.shape[0], self.tags is not None
@@ -52,7 +53,8 @@ class Reference:
 
     def embed(self, e: Encoded) -> np.ndarray:
         """What the first layer sees, (T, D)."""
-        return self.norm(self.words.rows(e.ids) + self.positions.rows(np.arange(len(e.ids))))
+        x = self.norm(self.words.rows(e.ids) + self.positions.rows(np.arange(len(e.ids))))
+        return x if self.projection is None else self.projection(x)
 
     def buckets(self, n_tokens: int) -> np.ndarray | None:
         """Relative position buckets (T, T), where the encoder has them."""
@@ -63,7 +65,7 @@ class Reference:
         """Logits from the last hidden states x (T, D)."""
         pooled = x.sum(axis=0) / self.dtype(len(x)) if self.pooling == "mean" else x[0]
         if self.pooler is not None:
-            pooled = np.tanh(self.pooler(pooled[None])[0])
+            pooled = POOLED[self.pooling](self.pooler(pooled[None])[0])
         return self.intent(pooled[None])[0], None if self.tags is None else self.tags(x[e.first])
 
 
@@ -234,3 +236,4 @@ def relu(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
+POOLED = {"cls+tanh": np.tanh, "cls+relu": relu, "cls+gelu": gelu}  # behind the pooler
