@@ -6,6 +6,7 @@ and floats elsewhere. It is no fast path: codes are unpacked and widened at load
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,4 +237,5 @@ def relu(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
-POOLED = {"cls+tanh": np.tanh, "cls+relu": relu, "cls+gelu": gelu}  # behind the pooler
+# Behind the pooler.
+POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"cls+tanh": np.tanh, "cls+relu": relu, "cls+gelu": gelu}
