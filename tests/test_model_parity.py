@@ -77,7 +77,7 @@ def tiny(family: str, shape: tuple[int, int, int, int, str], head: str = "Model"
         fields = {DISTIL[k]: v for k, v in fields.items()}
     if family == "Electra":
         fields |= {"embedding_size": hidden}
-    config = getattr(transformers, f"{family}Config")(vocab_size=50, max_position_embeddings=40, **(fields | more))
+    config = getattr(transformers, f"{family}Config")(**({"vocab_size": 50, "max_position_embeddings": 40} | fields | more))
     return shake(getattr(transformers, f"{family}{head}")(config), layers * 100 + heads)
 
 

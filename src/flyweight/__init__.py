@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from flyweight.runtime.parser import load as load
     from flyweight.techniques.codebook import Codebook as Codebook
     from flyweight.techniques.int8 import Int8 as Int8
+    from flyweight.training.logits import LogitsTeacher as LogitsTeacher
     from flyweight.training.loop import TrainingSettings as TrainingSettings
+    from flyweight.training.teacher import import_teacher as import_teacher
     from flyweight.training.teacher import train as train
 
 _PUBLIC = {
@@ -41,6 +43,8 @@ _PUBLIC = {
     "read_messages": "data.load",
     "NLUData": "data.messages",
     "train": "training.teacher",
+    "import_teacher": "training.teacher",
+    "LogitsTeacher": "training.logits",
     "TrainingSettings": "training.loop",
     "NLUModel": "model.nlu",
     "compress": "recipe",

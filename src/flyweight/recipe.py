@@ -157,7 +157,7 @@ def measured_messages(data: NLUData) -> tuple[tuple[Message, ...], str]:
 def _refuse_strangers(teacher: NLUModel, messages: Sequence[Message]) -> None:
     """Messages of none of the model's intents can measure nothing."""
     named = {m.intent for m in messages if m.intent is not None}
-    if named and not named & set(teacher.labels.intents):
+    if named and teacher.labels.intents and not named & set(teacher.labels.intents):
         raise DataError(
             f"no message has an intent that the model knows ({', '.join(sorted(named)[:3])} ...)",
             allowed="give the data that the model was trained on, or messages with the same intents",

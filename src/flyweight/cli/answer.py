@@ -19,30 +19,44 @@ if TYPE_CHECKING:
 
 
 def parse(
-    fly: Annotated[Path, typer.Argument(help="A .fly file.")],
-    text: Annotated[list[str] | None, typer.Argument(help="Messages; without any, one a line from stdin.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FLY] [TEXT]...",
+            help="A .fly file (else the bundled model answers), then messages; without any, one a line from stdin.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Least confidence, below it nlu_fallback; by default the file's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line (Rasa's parse result).")] = False,
 ) -> None:
     """Answer messages: intent, confidence, entities.
 
     [bold]Examples[/bold]
 
-    flyweight parse bot.fly "wake me at seven"
+    flyweight parse "wake me at seven"
 
     flyweight parse bot.fly --json < messages.txt
     """
-    from flyweight.runtime.parser import load
+    from flyweight.runtime.parser import BUNDLED, load
 
+    text = list(words or [])
+    fly = text.pop(0) if text and (text[0].endswith(".fly") or Path(text[0]).is_file()) else BUNDLED
     if not text and sys.stdin.isatty():
         raise ConfigError("no message: give one after the file, or pipe lines into stdin")
-    nlu = load(fly)
+    nlu = load(fly, threshold=threshold)
+    if fly == BUNDLED:
+        show.note(
+            f"answered by the bundled model '{BUNDLED}' (a household and travel assistant); name a .fly file for yours"
+        )
     for message in text or (line.rstrip("\r\n") for line in sys.stdin):
         answer = nlu.parse(message)
         if as_json:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
             continue
         spans = show.entities_text(answer["entities"])
-        print(f"{answer['intent']['name']}\t{answer['intent']['confidence']:.4f}\t{spans}", flush=True)
+        print(f"{answer['intent']['name'] or '-'}\t{answer['intent']['confidence']:.4f}\t{spans}", flush=True)
 
 
 def inspect(
@@ -72,13 +86,13 @@ def inspect(
         ("numerics, layout", f"version {m['numerics_version']}, {m['layout']}"),
         ("encoder", f"{len(encoder['layers'])} layers x {encoder['hidden']}; (heads, ffn) {shapes}"),
         ("labels", f"{len(labels['intents'])} intents, {len(labels['entity_labels'])} entity types"),
-        ("temperature", f"{labels['temperature']}"),
+        ("temperature, threshold", f"{labels['temperature']}, {labels.get('threshold', 0.0):.4g}"),
         ("base, data", f"{lineage['base']}, {lineage['data_fingerprint'][:12]}"),
         ("made with", ", ".join(f"{k} {v}" for k, v in lineage["versions"].items())),
         ("golden samples", f"{len(m['golden']['texts'])}, tolerance {m['golden']['tolerance']:.3g}"),
     ]
     for step in lineage["steps"]:
-        facts.append(("training" if "training" in step else step["technique"], _step(step)))
+        facts.append((next(k for k in ("training", "imported", "technique") if k in step), _step(step)))
     show.print_table(["what", "found"], facts, "model card")
     print()
     rows = []
@@ -172,6 +186,8 @@ def _alike(a: _Group, b: _Group) -> bool:
 
 def _step(step: dict) -> str:
     """One line of lineage."""
+    if "imported" in step:
+        return str(step["imported"])
     if "training" in step:
         return f"{step['messages']} messages, {step['steps']} steps, best epoch {step['best_epoch']}"
     quality = step["quality"]

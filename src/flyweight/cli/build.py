@@ -1,4 +1,4 @@
-"""train, compress, demo: verbs that make models (they need the workshop: PyTorch)."""
+"""train, import, compress, demo: verbs that make models (they need the workshop: PyTorch)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from flyweight.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from flyweight.model.nlu import Pooling
+    from flyweight.training.logits import Teacher
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of whatever is random: splits, new weights ...")]
+FallbackRate = Annotated[
+    float,
+    typer.Option(help="Share of messages in scope that may be answered nlu_fallback; fits a threshold, 0 for none."),
+]
 
 
 def train(
@@ -25,7 +30,11 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Messages a step.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longer messages lose their tail.")] = 128,
-    pooling: Annotated[str, typer.Option(help="mean, cls or cls+tanh.")] = "mean",
+    pooling: Annotated[str, typer.Option(help="mean, cls, cls+tanh, cls+relu or cls+gelu.")] = "mean",
+    teacher: Annotated[
+        Path | None, typer.Option(help="Learn from its logits too: a model folder, or a .jsonl file of logits.")
+    ] = None,
+    fallback_rate: FallbackRate = 0.0,
     test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
     validation: Annotated[float, typer.Option(help="Share held out for choosing the epoch, likewise.")] = 0.1,
     seed: Seed = 0,
@@ -67,6 +76,8 @@ def train(
         pooling=cast("Pooling", pooling),
         max_tokens=max_tokens,
         device=device,
+        fallback_rate=fallback_rate,
+        teacher=_teacher(teacher) if teacher else None,
         out=out,
     )
     result = {"model": str(out), **model.card.steps[-1]}
@@ -166,6 +177,63 @@ def demo(
         spans = show.entities_text(answer["entities"])
         print(f"\n> {text}\n  {answer['intent']['name']} ({answer['intent']['confidence']:.2f})  {spans}")
     print(f'\nTry it: flyweight parse {result.best} "{SENTENCES[0]}"')
+
+
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="A fine-tuned *ForSequenceClassification or *ForTokenClassification.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names, one a line in the order of the head, if config.json lacks them.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Messages of these labels: their validation part fits temperature, threshold.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longer messages lose their tail.")] = 128,
+    fallback_rate: FallbackRate = 0.0,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that --out already holds.")] = False,
+    as_json: show.Json = False,
+) -> None:
+    """Take an already fine-tuned Hugging Face folder as a teacher: it can be compressed without retraining.
+
+    [bold]Examples[/bold]
+
+    flyweight import my-roberta --data nlu.yml --out teacher
+
+    flyweight import ner-model --labels tags.txt --out tagger
+    """
+    _workshop()
+    from flyweight.data.load import load_data
+    from flyweight.data.source import read_text
+    from flyweight.training.teacher import import_teacher
+
+    _check_out(out, folder, overwrite)
+    if fallback_rate and not data:
+        raise ConfigError("--fallback-rate fits a threshold on messages; give them with --data")
+    names = [line.strip() for line in read_text(labels).splitlines() if line.strip()] if labels else None
+    found = load_data(data, text_column=text_column, intent_column=intent_column) if data else None
+    model = import_teacher(folder, found, labels=names, max_tokens=max_tokens, fallback_rate=fallback_rate)
+    model.save(out)
+    made = model.labels
+    if as_json:
+        fitted = {"temperature": made.temperature, "threshold": made.threshold}
+        show.print_json(
+            {"model": str(out), "labels": made.intents or made.tags, "parameters": model.n_parameters()} | fitted
+        )
+        return
+    what = f"{len(made.intents)} intents" if made.intents else f"{len(made.entity_labels)} entity types"
+    print(f"{out}: {model.card.steps[-1]['imported']}, {what}, {model.n_parameters() / 1e6:.1f} M parameters")
+    if not data:
+        show.note("note: without --data confidences are not calibrated (temperature 1) and no threshold is fitted")
+
+
+def _teacher(path: Path) -> Teacher:
+    """A model folder or a file of logits. Errors: FlyweightError."""
+    from flyweight.model.nlu import NLUModel
+    from flyweight.training.logits import LogitsTeacher
+
+    return LogitsTeacher.from_file(path) if path.suffix == ".jsonl" else NLUModel.load(path)
 
 
 def _check_out(out: Path, model: Path, overwrite: bool) -> None:

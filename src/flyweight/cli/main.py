@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(build.train)
+app.command("import")(build.import_model)
 app.command("compress")(build.compress)
 app.command("evaluate")(measure.evaluate)
 app.command("bench")(measure.bench)

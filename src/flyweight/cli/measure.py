@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from flyweight.cli import show
+from flyweight.data.messages import is_out_of_scope
 from flyweight.errors import ConfigError, MissingExtraError
 from flyweight.report.comparison import Contender, check_names, comparison, timing
 
@@ -16,7 +17,7 @@ SHOWN_FLIPS = 10
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A .fly file or a model folder.")],
+    model: Annotated[Path, typer.Argument(help="A .fly file, a model folder, or a .jsonl file of logits.")],
     data: Annotated[str, typer.Argument(help="Messages with labels.")],
     against: Annotated[Path | None, typer.Option(help="The parent: losses and flips are counted against it.")] = None,
     part: Annotated[
@@ -30,7 +31,7 @@ def evaluate(
     intent_column: show.IntentColumn = None,
     as_json: show.Json = False,
 ) -> None:
-    """Measure macro-F1, accuracy, span F1, calibration; with --against also losses and every flip.
+    """Measure macro-F1, accuracy, span F1, calibration, out-of-scope detection; with --against losses and every flip.
 
     [bold]Examples[/bold]
 
@@ -60,7 +61,8 @@ def evaluate(
         contenders.append(Contender("TF-IDF + SVM", "scikit-learn", ClassicClassifier.fit(asked.train), child=False))
     show.note(f"measured on {asked.which}")
     known: Any = child.model
-    n_unknown = sum(m.intent is not None and m.intent not in known.labels.intents for m in asked.messages)
+    strange = [m.intent for m in asked.messages if m.intent is not None and m.intent not in known.labels.intents]
+    n_unknown = sum(not is_out_of_scope(intent) for intent in strange)
     if n_unknown:
         show.note(f"note: {n_unknown} of them have an intent that {child.name} does not know: it cannot be right there")
     rows = comparison(contenders, asked.messages)
@@ -75,6 +77,8 @@ def evaluate(
         f"{row.name}: exact frames {q.exact_frame_accuracy:.4f}, calibration error {q.expected_calibration_error:.4f}"
         f"{spans}"
     )
+    if q.out_of_scope:
+        print(show.out_of_scope_text(q.out_of_scope))
     for name, loss in q.losses.items():
         if name != "span_f1" or row.scores_spans:
             print(show.loss_text(name, loss.to_dict()))
@@ -167,16 +171,19 @@ def _engine_rows(engine: dict[str, Any]) -> list[list[str]]:
 
 
 def open_model(path: Path) -> Contender:
-    """A .fly file or a model folder, ready to answer. Errors: ArtifactError, CheckpointError, MissingExtraError."""
-    if path.suffix == ".fly" or path.is_file():
+    """A .fly file, a model folder or a file of logits, ready to answer. Errors: FlyweightError."""
+    if path.suffix == ".fly" or (path.is_file() and path.suffix != ".jsonl"):
         from flyweight.runtime.parser import load
 
         nlu = load(path)
         return Contender(str(path), nlu.engine.title, nlu, path)
     try:
         from flyweight.model.nlu import NLUModel
+        from flyweight.training.logits import LogitsTeacher
     except ImportError as error:
-        raise MissingExtraError("torch", "workshop", f"opening the model folder {path}") from error
+        raise MissingExtraError("torch", "workshop", f"opening {path}") from error
+    if path.suffix == ".jsonl":
+        return Contender(str(path), "logits", LogitsTeacher.from_file(path), path)
     return Contender(str(path), "PyTorch", NLUModel.load(path), path)
 
 
@@ -186,7 +193,8 @@ def _origin(contender: Contender) -> tuple[str, dict[str, float]]:
     if hasattr(model, "artifact"):
         lineage = model.artifact.manifest["lineage"]
         return lineage.get("seen", ""), lineage.get("split", {})
-    return model.card.seen, model.card.split
+    card = getattr(model, "card", None)  # a file of logits has none
+    return (card.seen, card.split) if card else ("", {})
 
 
 def _plain(value: Any) -> str:

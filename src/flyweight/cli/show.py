@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flyweight.measure.out_of_scope import OutOfScope
 from flyweight.report.comparison import Row
 
 PIPE_WIDTH = 100  # characters a line where stdout is no terminal
@@ -81,6 +82,15 @@ def loss_text(metric: str, loss: Mapping[str, float]) -> str:
     """A loss and its interval in one line: `loss of macro-F1 +0.516% (95% interval -1.022% to +2.142%)`."""
     found, low, high = (loss[k] for k in ("loss_percent", "low_percent", "high_percent"))
     return f"loss of {METRIC_NAMES[metric]} {found:+.3f}% (95% interval {low:+.3f}% to {high:+.3f}%)"
+
+
+def out_of_scope_text(found: OutOfScope) -> str:
+    """Out-of-scope detection in one line."""
+    return (
+        f"out of scope ({found.n_out_of_scope} of {found.n_out_of_scope + found.n_in_scope} messages): "
+        f"AUROC {found.auroc:.4f}, recall {found.recall_at_5_percent_fpr:.4f} at 5% false positives; "
+        f"answered so: {found.found:.4f} of them, {found.false_alarms:.4f} of the others"
+    )
 
 
 def entities_text(entities: Sequence[dict[str, Any]]) -> str:

@@ -12,6 +12,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+# Intents that say "none of the others", or retrieval intents below one of these names: out_of_scope/other_language.
+OUT_OF_SCOPE = ("out_of_scope", "oos", "nlu_fallback")
+
+
+def is_out_of_scope(intent: str | None) -> bool:
+    """Whether an intent's name, up to its first slash, is one of OUT_OF_SCOPE."""
+    return intent is not None and intent.partition("/")[0] in OUT_OF_SCOPE
+
 
 @dataclass(frozen=True)
 class Entity:

@@ -43,10 +43,10 @@ def split(messages: Iterable[Message], share: float, seed: int) -> tuple[tuple[M
     return kept, tuple(m for m in messages if m.folded in held)
 
 
-def check_share(name: str, share: float) -> None:
+def check_share(name: str, share: float, what: str = "a share of the messages") -> None:
     """ConfigError unless 0 <= share < 1."""
     if not 0 <= share < 1:
-        raise ConfigError(f"{name} is {share}; allowed: a share of the messages, 0 <= {name} < 1")
+        raise ConfigError(f"{name} is {share}; allowed: {what}, 0 <= {name} < 1")
 
 
 def _stratum(group: list[Message]) -> str:

@@ -4,6 +4,7 @@
     span precision, recall, F1            seqeval's: a span counts when start, end and label are all equal
     exact-frame accuracy                  intent and every span right
     calibration error, temperature        are confidences true?
+    out of scope                          AUROC, recall at a fixed false-positive rate (see out_of_scope.py)
     flips, losses                         against the parent, with 95% paired bootstrap intervals
 
 NumPy only, so that the service half can measure itself.
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from flyweight.data.messages import Entity, Message
+from flyweight.data.messages import Entity, Message, is_out_of_scope
 from flyweight.errors import DataError
 from flyweight.measure.bootstrap import Loss, Outcomes, paired_losses, weighted_macro_f1
+from flyweight.measure.out_of_scope import OutOfScope, out_of_scope
 
 if TYPE_CHECKING:  # flyweight.answers loads the tokenizer; measuring does not need it
     from flyweight.answers import Answer, Answerer
@@ -46,7 +48,8 @@ class Quality:
     `n_intent_messages` and `n_gold_spans` tell whether there was anything to score.
     Everything from `n_flips` on is about the parent: None or empty without `against`. A flip is a message whose
     answer (intent or spans) changed: {"text", "gold", "parent", "child"}, each of the last three a frame
-    {"intent", "entities": [[start, end, label], ...]}. `losses` has intent_accuracy, intent_macro_f1 and span_f1.
+    {"intent", "entities": [[start, end, label], ...]}. `out_of_scope` is None unless messages of both kinds are there.
+    `losses` has intent_accuracy, intent_macro_f1 and span_f1.
     """
 
     n_messages: int
@@ -60,6 +63,7 @@ class Quality:
     span_f1: float
     exact_frame_accuracy: float
     expected_calibration_error: float
+    out_of_scope: OutOfScope | None = None
     n_flips: int | None = None
     flip_rate: float | None = None
     n_intent_flips: int | None = None
@@ -129,6 +133,7 @@ def evaluate_answers(
         span_f1=f1,
         exact_frame_accuracy=_mean(right_frame[has_intent]),
         expected_calibration_error=expected_calibration_error(confidences[has_intent], right[has_intent]),
+        out_of_scope=out_of_scope(answers, messages),
     )
     if against is None:
         return quality
@@ -199,6 +204,19 @@ def expected_calibration_error(
     bins = np.clip(np.searchsorted(np.arange(N_BINS + 1) / N_BINS, sure, side="left") - 1, 0, N_BINS - 1)
     gaps = np.bincount(bins, weights=right - sure, minlength=N_BINS)  # n_b * (accuracy_b - confidence_b)
     return float(np.abs(gaps).sum() / len(sure))
+
+
+def fit_threshold(confidences: np.ndarray, rate: float) -> float:
+    """The largest threshold that turns away at most the share `rate` of messages in scope.
+
+        threshold = the (floor(rate * n) + 1)-th smallest confidence; confidences below it are turned away
+
+    confidences (n,) of the best intent in scope, of validation messages in scope; rate in [0, 1). 0 for no messages.
+    """
+    if not len(confidences):
+        return 0.0
+    found = np.sort(confidences)[int(rate * len(confidences) + 1e-9)]
+    return float(min(found, np.nextafter(1.0, 0.0)))  # a softmax may round to 1, which no threshold may be
 
 
 def fit_temperature(logits: np.ndarray, gold: Sequence[int] | np.ndarray) -> float:
@@ -273,9 +291,15 @@ def _outcomes(answers: Sequence[Answer], messages: Sequence[Message], codes: dic
     """Reduce answers to codes and counts; `codes` numbers intents and grows, so a parent and a child can share it."""
     _same_length("answers", answers, messages)
     gold = [-1 if m.intent is None else codes.setdefault(m.intent, len(codes)) for m in messages]
-    predicted = [codes.setdefault(answer.intent, len(codes)) for answer in answers]
+    predicted = [codes.setdefault(_predicted(a, m), len(codes)) for a, m in zip(answers, messages, strict=True)]
     spans = _span_outcomes([m.entities for m in messages], [answer.entities for answer in answers])
     return replace(spans, gold=np.array(gold, dtype=np.int64), predicted=np.array(predicted, dtype=np.int64))
+
+
+def _predicted(answer: Answer, message: Message) -> str:
+    """The answered intent; a fallback is the right answer to an out-of-scope message of no intent the model knows."""
+    stranger = is_out_of_scope(message.intent) and message.intent not in answer.intents
+    return str(message.intent) if stranger and is_out_of_scope(answer.intent) else answer.intent
 
 
 def _span_outcomes(gold: Sequence[Iterable[Entity]], predicted: Sequence[Iterable[Entity]]) -> Outcomes:

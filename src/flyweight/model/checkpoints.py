@@ -175,15 +175,20 @@ def _copy(
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A folder's config.json. Errors: CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; a base needs config.json, model.safetensors and tokenizer.json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}; it must be a JSON object")
+    return found
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's .safetensors files. Errors: CheckpointError."""
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"))

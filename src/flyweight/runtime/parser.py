@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from flyweight.answers import Answer, Labels, parse_result
+from flyweight.answers import Answer, Labels, parse_result, with_fallback
 from flyweight.artifact import NUMERICS_VERSION, Artifact, read
+from flyweight.data.splits import check_share
 from flyweight.errors import ArtifactError, CheckpointError, ConfigError, FlyweightWarning, ParityError
 from flyweight.runtime import native
 from flyweight.runtime.native import Decoded, Native
@@ -19,15 +21,22 @@ from flyweight.runtime.reference import GoldenCheck, Reference, rms_difference
 from flyweight.tokenizer import Tokenizer
 
 EngineName = Literal["auto", "native", "numpy"]
+BUNDLED = "assistant"  # the model inside the package: made from the embedded data set by benchmarks/bundled.py
+BUNDLED_FILE = Path(__file__).parent.parent / "data" / "assistant" / "assistant.fly"
 SLICE = 256  # messages of one native call: between calls Ctrl-C is heard, and memory stays small
 
 
 class Parser:
     """`nlu = flyweight.load("bot.fly")`; `nlu.parse("book a table for two")`. Arguments: see `load`."""
 
-    def __init__(self, artifact: Artifact, *, threads: int = 1, engine: EngineName = "auto"):
+    def __init__(
+        self, artifact: Artifact, *, threads: int = 1, engine: EngineName = "auto", threshold: float | None = None
+    ):
         self.artifact = artifact
         self.labels = _labels(artifact)
+        if threshold is not None:
+            check_share("threshold", threshold, "a confidence")
+            self.labels = replace(self.labels, threshold=threshold)
         try:
             self.tokenizer = Tokenizer(artifact.tokenizer_json(), _max_tokens(artifact))
         except CheckpointError as error:
@@ -46,7 +55,8 @@ class Parser:
             for text, (order, confidences, words, path) in zip(texts, decoded, strict=True):
                 probabilities = np.empty(len(order))
                 probabilities[order] = confidences
-                found.append(Answer(text, self.labels.intents, probabilities, self.labels.entities(text, words, path)))
+                entities = self.labels.entities(text, words, path)
+                found.append(Answer(text, self.labels.intents, probabilities, entities, self.labels.threshold))
             return found
         encoded = self.tokenizer.encode_batch(list(texts))
         for text, e, (intent, tags) in zip(texts, encoded, self.engine.logits(encoded), strict=True):
@@ -66,6 +76,7 @@ class Parser:
         names, found = self.labels.intents, []
         for text, (order, confidences, words, path) in zip(texts, decoded, strict=True):
             ranking = [{"name": names[i], "confidence": p} for i, p in zip(order, confidences, strict=True)]
+            ranking = with_fallback(ranking, self.labels.threshold)
             found.append(parse_result(text, ranking, self.labels.entities(text, words, path) if path else ()))
         return found
 
@@ -117,14 +128,25 @@ class Parser:
         )
 
 
-def load(path: str | Path, *, check: bool = True, threads: int = 1, engine: EngineName = "auto") -> Parser:
+def load(
+    path: str | Path,
+    *,
+    check: bool = True,
+    threads: int = 1,
+    engine: EngineName = "auto",
+    threshold: float | None = None,
+) -> Parser:
     """Open a .fly file to answer messages. `check` runs the golden samples and refuses a file that misses them.
 
+    path: a file, or "assistant" for the bundled model of the embedded data set, where no file has that name.
     threads: of the native engine. engine: "native" (C++), "numpy" (the reference), or "auto": native where it was
-    built, else numpy with a warning.
+    built, else numpy with a warning. threshold: least confidence of an answer, in [0, 1), below it `nlu_fallback`;
+    None takes the file's own.
     Errors: ArtifactError (damaged or unknown file), ParityError (golden samples differ), ConfigError (settings).
     """
-    parser = Parser(read(path), threads=threads, engine=engine)
+    if str(path) == BUNDLED and not Path(path).exists():
+        path = BUNDLED_FILE
+    parser = Parser(read(path), threads=threads, engine=engine, threshold=threshold)
     if check:
         golden = parser.check_golden()
         if not golden.passed:
@@ -164,15 +186,19 @@ def _labels(artifact: Artifact) -> Labels:
         fields = artifact.manifest["model"]["labels"]
         intents, entities = tuple(fields["intents"]), tuple(fields["entity_labels"])
         temperature, synonyms = float(fields["temperature"]), dict(fields["synonyms"])
+        threshold, rate = float(fields.get("threshold", 0.0)), float(fields.get("fallback_rate", 0.0))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{artifact.path}: labels are broken ({error!r}); export the model again") from error
     names = [*intents, *entities, *synonyms, *synonyms.values()]
     lists = isinstance(fields["intents"], list) and isinstance(fields["entity_labels"], list)
-    if not lists or not intents or not all(isinstance(name, str) for name in names) or not 1e-6 < temperature < 1e6:
+    if not lists or not (intents or entities) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(f"{artifact.path}: labels must be lists of names, not both empty; export the model again")
+    if not 1e-6 < temperature < 1e6 or not 0 <= threshold < 1 or not 0 <= rate < 1:
         raise ArtifactError(
-            f"{artifact.path}: labels must be lists of names, the temperature from 1e-6 to 1e6; export the model again"
+            f"{artifact.path}: temperature {temperature}, threshold {threshold}, fallback_rate {rate}; allowed: the "
+            "temperature from 1e-6 to 1e6, the others from 0 to below 1; export the model again"
         )
-    return Labels(intents, entities, temperature, synonyms)
+    return Labels(intents, entities, temperature, synonyms, threshold, rate)
 
 
 def _max_tokens(artifact: Artifact) -> int:

@@ -1,4 +1,4 @@
-"""`train`: from data and the name of a base to a trained, calibrated model."""
+"""From data to a calibrated teacher: `train` fine-tunes a base, `import_teacher` takes an already fine-tuned folder."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flyweight.answers import Labels
-from flyweight.data.messages import Message, NLUData
+from flyweight.answers import Labels, softmax
+from flyweight.data.load import load_data
+from flyweight.data.messages import Message, NLUData, is_out_of_scope
 from flyweight.data.seen import remember
+from flyweight.data.source import listed
+from flyweight.data.splits import check_share
 from flyweight.errors import ConfigError, DataError
-from flyweight.measure.quality import fit_temperature
+from flyweight.measure.quality import fit_temperature, fit_threshold
 from flyweight.model.checkpoints import load_encoder, resolve_base
 from flyweight.model.encoder import Encoder
+from flyweight.model.finetuned import load_finetuned
 from flyweight.model.nlu import Card, IntentHead, NLUModel, Pooling
 from flyweight.model.small import MAX_POSITIONS, VOCABULARY, small_config, train_tokenizer
+from flyweight.model.vocabularies import load_tokenizer
 from flyweight.tokenizer import Tokenizer
+from flyweight.training.logits import Teacher, soft_labels_loss
 from flyweight.training.loop import TrainingSettings, fit, forget
+from flyweight.training.losses import labels_loss
 
 SMALL_RATE = 1e-3  # peak learning rate of `small`, trained from scratch
 SMALL_EPOCHS = 60
@@ -36,18 +43,24 @@ def train(
     pooling: Pooling = "mean",
     max_tokens: int = MAX_TOKENS,
     device: str = "auto",
+    fallback_rate: float = 0.0,
+    teacher: Teacher | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> NLUModel:
     """Fine-tune a base (or train `small` from scratch) on data.train, choosing the epoch on data.validation.
 
-    base: `minilm`, `small`, a local checkpoint folder or a Hub id. out: folder for the finished model and, meanwhile,
-    the checkpoint that an interrupted training resumes from. data.test is never looked at.
-    Errors: DataError (no labels), CheckpointError (base), ConfigError (settings).
+    base: `minilm`, `small`, a local checkpoint folder or a Hub id. fallback_rate: see `calibrate`. teacher: learn its
+    logits beside the labels (see soft_labels_loss); training messages without a label then teach too. out: folder for
+    the finished model and, meanwhile, the checkpoint that an interrupted training resumes from. data.test is never
+    looked at. Errors: DataError (no labels), CheckpointError (base), ConfigError (settings).
     """
     settings = settings or default_settings(base)
+    check_share("fallback_rate", fallback_rate)
     model = build(data, base, pooling=pooling, max_tokens=max_tokens, seed=settings.seed)
-    fit(model, data.train, data.validation, settings, device=device, folder=out, progress=progress)
+    model.labels = replace(model.labels, fallback_rate=fallback_rate)
+    loss = labels_loss if teacher is None else soft_labels_loss(teacher, model, data.train, progress)
+    fit(model, data.train, data.validation, settings, loss=loss, device=device, folder=out, progress=progress)
     calibrate(model, data.validation)
     if out is not None:
         model.save(out)
@@ -84,7 +97,7 @@ def build(
     else:
         folder = resolve_base(base)
         encoder = load_encoder(folder)
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.json", min(max_tokens, encoder.config.max_positions))
+        tokenizer = load_tokenizer(folder, min(max_tokens, encoder.config.max_positions))
     head: IntentHead = "similarity" if base == "small" else "linear"
     model = NLUModel(encoder.config, tokenizer, labels, pooling=pooling, intent_head=head)
     model.encoder.load_state_dict(encoder.state_dict())
@@ -111,11 +124,55 @@ def golden_messages(messages: Sequence[Message], n: int = N_GOLDEN) -> list[str]
 
 
 def calibrate(model: NLUModel, validation: Sequence[Message]) -> None:
-    """Fit the temperature on validation messages (in place); without any it stays 1."""
+    """Fit the temperature and, for a model with a fallback_rate, the threshold on validation messages (in place).
+
+    The threshold turns away at most the share fallback_rate of the messages in scope. Without validation messages
+    both stay as they are.
+    """
     index = {name: i for i, name in enumerate(model.labels.intents)}
     known = [m for m in validation if m.intent in index]
     if not known:
         return
     logits = np.stack([intent for intent, _ in model.logits(model.tokenizer.encode_batch([m.text for m in known]))])
     gold = np.array([index[m.intent] for m in known if m.intent is not None])
-    model.labels = replace(model.labels, temperature=round(fit_temperature(logits, gold), 4))
+    labels = replace(model.labels, temperature=round(fit_temperature(logits, gold), 4))
+    inside = np.array([not is_out_of_scope(name) for name in labels.intents])
+    if labels.fallback_rate and inside.any():
+        best = softmax(logits / labels.temperature)[:, inside].max(axis=1)
+        labels = replace(labels, threshold=fit_threshold(best[inside[gold]], labels.fallback_rate))
+    model.labels = labels
+
+
+def import_teacher(
+    folder: str | Path,
+    data: NLUData | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    fallback_rate: float = 0.0,
+) -> NLUModel:
+    """An already fine-tuned *ForSequenceClassification or *ForTokenClassification folder as a teacher, not retrained.
+
+    labels: class names in the order of the head's rows, where config.json does not name them. data: messages of these
+    labels; the validation part fits temperature and threshold, train gives golden messages and synonyms. Without data
+    the temperature stays 1 and golden messages are those of the embedded data set.
+    Errors: CheckpointError (the folder), ConfigError (labels), DataError (data of other labels).
+    """
+    check_share("fallback_rate", fallback_rate)
+    folder = Path(folder).expanduser()
+    model = load_finetuned(folder, labels, max_tokens)
+    model.labels = replace(model.labels, fallback_rate=fallback_rate)
+    golden = (load_data("assistant") if data is None else data).train
+    model.card = replace(model.card, base=_public_name(str(folder)), golden=golden_messages(golden))
+    if data is not None:
+        named = set(data.intents) if model.labels.intents else set(data.entity_labels)
+        known = set(model.labels.intents or model.labels.entity_labels)
+        if not named & known:
+            raise DataError(
+                f"no label of the data ({listed(sorted(named))}) is one of the model's ({listed(sorted(known))})",
+                allowed="give messages of the same labels, or the class names with --labels FILE",
+            )
+        model.labels = replace(model.labels, synonyms={k.lower(): v for k, v in data.synonyms.items()})
+        model.card = replace(model.card, data_fingerprint=data.fingerprint(), split=dict(data.split))
+        calibrate(model, data.validation)
+    return model

@@ -1,0 +1,107 @@
+"""A model folder's tokenizer: its tokenizer.json, or one made of the older files that fine-tuned models often have.
+
+    tokenizer.json               taken as it is
+    vocab.txt                    WordPiece (BERT, DistilBERT, ELECTRA, MPNet); lower case as tokenizer_config.json says
+    vocab.json + merges.txt      byte-level BPE (RoBERTa)
+
+A sentencepiece.bpe.model alone is refused, with the way to a tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flyweight.errors import CheckpointError
+from flyweight.tokenizer import Tokenizer
+
+SPECIAL = {"cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]"}
+CONVERT = (
+    "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), "
+    "then name the folder again"
+)
+
+
+def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
+    """The tokenizer of a model folder, messages cut at `max_tokens`. Errors: CheckpointError."""
+    path = folder / "tokenizer.json"
+    if path.is_file() or not any((folder / name).is_file() for name in ("vocab.txt", "vocab.json")):
+        if not path.is_file() and any(folder.glob("*.model")):
+            raise CheckpointError(f"{folder} has a SentencePiece model, but no tokenizer.json; {CONVERT}")
+        return Tokenizer.from_file(path, max_tokens)
+    settings = _settings(folder)
+    try:
+        if (folder / "vocab.txt").is_file():
+            source = _word_piece(folder / "vocab.txt", settings)
+        else:
+            source = _byte_level_bpe(folder, settings)
+    except CheckpointError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{folder}: the vocabulary cannot be read ({' '.join(str(error).split())})") from error
+    return Tokenizer(source, max_tokens)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _word_piece(path: Path, settings: dict[str, Any]) -> str:
+    from tokenizers import Tokenizer as Package
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    lines = path.read_text(encoding="utf-8").split("\n")
+    vocab = {line.rstrip("\r"): i for i, line in enumerate(lines) if line or i < len(lines) - 1}
+    named = {key: _token(settings, key, default) for key, default in SPECIAL.items()}
+    missing = [named[key] for key in ("cls", "sep", "unk") if named[key] not in vocab]
+    if missing:
+        raise CheckpointError(f"{path} lacks the special token {missing[0]!r}; {CONVERT}")
+    made = Package(models.WordPiece(vocab, unk_token=named["unk"]))
+    made.normalizer = normalizers.BertNormalizer(
+        lowercase=bool(settings.get("do_lower_case", True)),
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+    )
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    cls, sep = ((named[key], vocab[named[key]]) for key in ("cls", "sep"))
+    made.post_processor = processors.TemplateProcessing(single=f"{cls[0]} $A {sep[0]}", special_tokens=[cls, sep])
+    made.add_special_tokens([token for token in named.values() if token in vocab])
+    return str(made.to_str())
+
+
+def _byte_level_bpe(folder: Path, settings: dict[str, Any]) -> str:
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Package
+
+    if not (folder / "merges.txt").is_file():
+        raise CheckpointError(f"{folder} has a vocab.json, but no merges.txt; both are needed, or a tokenizer.json")
+    vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    spaced = bool(settings.get("add_prefix_space", False))
+    named = {key: _token(settings, f"{key}", f"<{key}>") for key in ("pad", "unk", "mask")}
+    named |= {"cls": _token(settings, "cls", "<s>"), "sep": _token(settings, "sep", "</s>")}
+    missing = [named[key] for key in ("cls", "sep") if named[key] not in vocab]
+    if missing:
+        raise CheckpointError(f"{folder / 'vocab.json'} lacks the special token {missing[0]!r}; {CONVERT}")
+    made = Package(models.BPE(vocab, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    made.decoder = decoders.ByteLevel()
+    cls, sep = ((named[key], vocab[named[key]]) for key in ("cls", "sep"))
+    made.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=spaced)
+    # As in transformers the mask takes the blank before it along.
+    tokens = [AddedToken(t, lstrip=key == "mask", normalized=False) for key, t in named.items() if t in vocab]
+    made.add_special_tokens(tokens)
+    return str(made.to_str())
+
+
+def _token(settings: dict[str, Any], key: str, default: str) -> str:
+    """A special token by its entry in tokenizer_config.json, a text or {"content": text}."""
+    found = settings.get(f"{key}_token", default)
+    content = found.get("content") if isinstance(found, dict) else found
+    return content if isinstance(content, str) else default

@@ -1,0 +1,287 @@
+"""A teacher is anything that yields logits: our model, a function, or a file of logits. And learning from it.
+
+    fw.train(data, base="small", teacher=fw.NLUModel.load("bot"))
+    fw.train(data, base="small", teacher=fw.LogitsTeacher(xlnet, intents))          # xlnet(texts) -> (N, C)
+    fw.train(data, base="small", teacher=fw.LogitsTeacher.from_file("xlnet.jsonl"))
+
+The file is JSON Lines. The first line names the classes, `tags` only for a teacher of entities; then one line a text,
+`words` the character spans that the rows of `tags` belong to:
+
+    {"intents": ["greet", "book"], "tags": ["O", "B-city", "I-city"]}
+    {"text": "to Rome", "intent": [-1.2, 3.4], "words": [[0, 2], [3, 7]], "tags": [[5, 0, -2], [-1, 4, 0]]}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flyweight.answers import Answer, Labels, softmax
+from flyweight.data.messages import Entity, Message
+from flyweight.data.source import listed, read_text, shown
+from flyweight.data.tags import Span, legal_tags, tag_names
+from flyweight.errors import ConfigError, DataError
+from flyweight.measure.quality import ANSWER_BLOCK
+from flyweight.model.nlu import NLUModel
+from flyweight.progress import bar
+from flyweight.training.losses import Batch, Loss, labels_loss
+
+ABSENT = -50.0  # logit of a tag that the teacher does not have, or cannot mean: e^-50 is 2e-22 beside one of 0
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's logits of one message: intent (C,); words (W spans in characters); tags (W, n_tags) or None."""
+
+    intent: np.ndarray
+    words: Sequence[Span] = ()
+    tags: np.ndarray | None = None
+
+
+class LogitsTeacher:
+    """A function of texts as a teacher; answers like a model, so that it can be evaluated and compared with.
+
+    function(texts) gives (N, len(intents)) logits, or for a teacher of entities a list of N triples
+    (intent (C,), words [(start, end), ...], tags (W, len(tags))). `tags`: O, B-x and I-x, in the function's order.
+    """
+
+    def __init__(self, function: Callable[[list[str]], Any], intents: Sequence[str], tags: Sequence[str] = ()):
+        """Errors: ConfigError for names that are no classes."""
+        self.function, self.given_tags = function, tuple(tags)
+        odd = [t for t in tags if t != "O" and (t[:2] not in ("B-", "I-") or len(t) < 3)]
+        if len(intents) < 2 or len(set(intents)) < len(intents):
+            raise ConfigError(f"a teacher of {len(intents)} intents ({listed(intents)}); allowed: 2 or more, each once")
+        if odd or (tags and "O" not in tags) or len(set(tags)) < len(tags):
+            raise ConfigError(f"a teacher's tags are {listed(tags)}; allowed: O, B-name and I-name, each once")
+        self.labels = Labels(tuple(intents), tuple(sorted({t[2:] for t in tags if t != "O"})))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> LogitsTeacher:
+        """A teacher that knows the texts of a JSON Lines file (see the module). Errors: DataError with the line."""
+        return _File(Path(path)).teacher()
+
+    def taught(self, texts: Sequence[str]) -> list[Taught]:
+        """Logits of each text, tags in the order of `labels.tags`. Errors: DataError for logits of a wrong shape."""
+        found = list(self.function(list(texts)))
+        if len(found) != len(texts):
+            raise DataError(f"a teacher gave {len(found)} rows for {len(texts)} texts", allowed="one row a text")
+        return [self._row(text, row) for text, row in zip(texts, found, strict=True)]
+
+    def answers(self, texts: Sequence[str]) -> list[Answer]:
+        """One answer a message, in order."""
+        found = []
+        for text, t in zip(texts, self.taught(texts), strict=True):
+            entities: tuple[Entity, ...] = ()
+            if t.tags is not None and len(t.words):
+                entities = self.labels.entities(text, t.words, legal_tags(t.tags, self.labels.tags))
+            found.append(Answer(text, self.labels.intents, softmax(t.intent), entities))
+        return found
+
+    def _row(self, text: str, row: Any) -> Taught:
+        intent, words, tags = row if self.given_tags else (row, (), None)
+        rows: list[tuple[np.ndarray, tuple[int, ...], str]]
+        rows = [(np.asarray(intent, np.float64), (len(self.labels.intents),), "intent")]
+        if self.given_tags:
+            rows.append(
+                (np.asarray(tags, np.float64).reshape(len(words), -1), (len(words), len(self.given_tags)), "tag")
+            )
+        for found, wanted, what in rows:
+            if found.shape != wanted or not np.isfinite(found).all():
+                allowed = f"finite numbers of shape {wanted}"
+                raise DataError(f"{what} logits of shape {found.shape} for {shown(text)}", allowed=allowed)
+        if not self.given_tags:
+            return Taught(rows[0][0])
+        ordered = np.full((len(words), len(self.labels.tags)), ABSENT)
+        for at, name in enumerate(self.labels.tags):
+            if name in self.given_tags:
+                ordered[:, at] = rows[1][0][:, self.given_tags.index(name)]
+        return Taught(rows[0][0], [(int(s), int(e)) for s, e in words], ordered)
+
+
+Teacher = NLUModel | LogitsTeacher
+
+
+def ask_teacher(teacher: Teacher, texts: Sequence[str], progress: bool = True) -> list[Taught]:
+    """What the teacher says of each text, asked in blocks."""
+    found: list[Taught] = []
+    with bar("asking the teacher", len(texts), show=progress) as advance:
+        for start in range(0, len(texts), ANSWER_BLOCK):
+            block = list(texts[start : start + ANSWER_BLOCK])
+            if isinstance(teacher, LogitsTeacher):
+                found += teacher.taught(block)
+            else:
+                encoded = teacher.tokenizer.encode_batch(block)
+                logits = teacher.logits(encoded)
+                found += [Taught(i, e.words, t) for e, (i, t) in zip(encoded, logits, strict=True)]
+            advance(len(block))
+    return found
+
+
+def soft_labels_loss(
+    teacher: Teacher,
+    student: NLUModel,
+    messages: Sequence[Message],
+    progress: bool = True,
+    *,
+    temperature: float = 2.0,
+    soft: float = 0.8,
+) -> Loss:
+    """(1 - s) labels_loss + s T^2 [ KL(p_T || q_T) of intents + mean over words of KL(p_T || q_T) of tags ].
+
+    p_T, q_T: softmax(logits / T) of teacher and student; T^2 (it is applied here) keeps the gradient's size whatever T.
+    `messages` are those that `fit` will be given, in order. Intents and tags that only the teacher has are left out;
+    a teacher without entities teaches intents alone. Hinton et al. 2015, arXiv:1503.02531.
+    Errors: DataError where the teacher lacks an intent of the student.
+    """
+    lacking = [name for name in student.labels.intents if name not in teacher.labels.intents]
+    if lacking:
+        raise DataError(
+            f"the teacher lacks {len(lacking)} of the {len(student.labels.intents)} intents: {listed(lacking)}",
+            allowed="train the teacher on the same labels, or leave these messages out",
+        )
+    texts = [m.text for m in messages]
+    taught = ask_teacher(teacher, texts, progress)
+    columns = [teacher.labels.intents.index(name) for name in student.labels.intents]
+    intents = torch.from_numpy(np.stack([t.intent[columns] for t in taught]).astype(np.float32))
+    tags: list[Tensor] | None = None
+    if student.tag_head is not None and teacher.labels.entity_labels:
+        encoded = student.tokenizer.encode_batch(texts)
+        tags = [
+            torch.from_numpy(_aligned(e.words, t, teacher.labels, student.labels))
+            for e, t in zip(encoded, taught, strict=True)
+        ]
+    return _SoftLabels(intents, tags, temperature, soft)
+
+
+class _SoftLabels:
+    """See soft_labels_loss. intents (N, C); tags: N of (W, n_tags), NaN where the teacher saw no such word."""
+
+    def __init__(self, intents: Tensor, tags: list[Tensor] | None, temperature: float, soft: float):
+        self.intents, self.tags, self.temperature, self.soft = intents, tags, temperature, soft
+        found = hashlib.sha256(intents.numpy().tobytes())
+        for t in tags or []:
+            found.update(t.numpy().tobytes())
+        # `fit` knows a training that was interrupted by the name of its loss: other logits are another training.
+        self.__name__ = f"soft_labels {temperature} {soft} {found.hexdigest()}"
+
+    def __call__(self, model: NLUModel, batch: Batch) -> Tensor:
+        logits, hidden = model(batch.ids, batch.mask)
+        rows, T = batch.rows.cpu(), self.temperature
+        loss = _kl(self.intents[rows].to(logits.device), logits, T)
+        if self.tags is not None and model.tag_head is not None and len(batch.tags):
+            wanted = torch.cat([self.tags[i] for i in rows.tolist()]).to(logits.device)  # (N, n_tags)
+            seen = ~wanted.isnan().any(dim=1)
+            words = F.dropout(hidden.flatten(0, 1)[batch.tag_at], model.dropout, model.training)
+            if seen.any():
+                loss = loss + _kl(wanted[seen], model.tag_head(words)[seen], T)
+        if self.soft == 1.0:
+            return loss
+        return self.soft * loss + (1 - self.soft) * labels_loss(model, batch)
+
+
+def _kl(wanted: Tensor, found: Tensor, T: float) -> Tensor:
+    """T^2 mean_b KL(softmax(wanted_b / T) || softmax(found_b / T)); both (B, C)."""
+    p, q = F.log_softmax(wanted / T, dim=-1), F.log_softmax(found.float() / T, dim=-1)
+    return T * T * F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def _aligned(words: Sequence[Span], taught: Taught, theirs: Labels, ours: Labels) -> np.ndarray:
+    """The teacher's tag logits for the student's words, (W, n_tags) float32.
+
+    A word takes the row of the first teacher's word that it overlaps, NaN without one. Where the student splits a
+    teacher's word, the later pieces continue its entity: B-x becomes I-x there (logits are added as probabilities are).
+    """
+    names, known = tag_names(ours.entity_labels), theirs.tags
+    columns = [known.index(name) if name in known else -1 for name in names]
+    found = np.full((len(words), len(names)), np.nan, np.float32)
+    used: set[int] = set()
+    for at, (start, end) in enumerate(words):
+        hit = next((i for i, (s, e) in enumerate(taught.words) if start < e and s < end), None)
+        if hit is None or taught.tags is None:
+            continue
+        row = np.array([taught.tags[hit][c] if c >= 0 else ABSENT for c in columns])
+        if hit in used:
+            row[2::2] = np.logaddexp(row[1::2], row[2::2])  # O, B-a, I-a, B-b, I-b ...
+            row[1::2] = ABSENT
+        used.add(hit)
+        found[at] = row
+    return found
+
+
+class _File:
+    """A JSON Lines file of logits, read with distrust."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[str, Any] = {}
+        self.head: dict[str, Any] = {}
+        for line, source in enumerate(read_text(path).split("\n"), 1):
+            if not source.strip():
+                continue
+            try:
+                row = json.loads(source)
+            except (ValueError, RecursionError) as error:
+                self.fail(f"not JSON ({type(error).__name__})", "one JSON object a line", line)
+            if not isinstance(row, dict):
+                self.fail(f"row is {shown(row)}", "one JSON object a line", line)
+            if not self.head:
+                self.read_head(row, line)
+            else:
+                self.read_row(row, line)
+        if not self.rows:
+            self.fail("no logits", "a line with the names of the classes, then one line a text", None)
+
+    def read_head(self, row: dict[str, Any], line: int) -> None:
+        for key in ("intents", "tags"):
+            names = row.get(key, [] if key == "tags" else None)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                self.fail(f"{key} is {shown(names)}", 'a first line {"intents": [names], "tags": [names]}', line)
+        self.head = row
+
+    def read_row(self, row: dict[str, Any], line: int) -> None:
+        keys = ("text", "intent", "words", "tags") if self.head.get("tags") else ("text", "intent")
+        missing = [key for key in keys if key not in row]
+        if missing or not isinstance(row.get("text"), str):
+            self.fail(f"row without {missing[0] if missing else 'text'}", f"the keys {', '.join(keys)}", line)
+        sizes = {"intent": len(self.head["intents"])}
+        numbers = [("intent", row["intent"])]
+        if len(keys) > 2:
+            words, rows = row["words"], row["tags"]
+            if not (isinstance(words, list) and isinstance(rows, list) and len(words) == len(rows)):
+                self.fail("words and tags differ in number", "one list of tag logits a word", line)
+            sizes |= {"tags": len(self.head["tags"]), "words": 2}
+            numbers += [("tags", r) for r in rows] + [("words", w) for w in words]
+        for key, values in numbers:
+            if not (isinstance(values, list) and len(values) == sizes[key] and all(map(_is_number, values))):
+                self.fail(f"{key} holds {shown(values)}", f"lists of {sizes[key]} finite numbers", line)
+        self.rows[row["text"]] = (row["intent"], row["words"], row["tags"]) if len(keys) > 2 else row["intent"]
+
+    def teacher(self) -> LogitsTeacher:
+        return LogitsTeacher(self.look_up, self.head["intents"], self.head.get("tags", []))
+
+    def look_up(self, texts: list[str]) -> list[Any]:
+        missing = [text for text in texts if text not in self.rows]
+        if missing:
+            raise DataError(
+                f"no logits of {shown(missing[0])} ({len(missing)} of {len(texts)} texts asked for)",
+                allowed="a file that has every training message, character by character",
+                path=self.path,
+            )
+        return [self.rows[text] for text in texts]
+
+    def fail(self, found: str, allowed: str, line: int | None) -> NoReturn:
+        raise DataError(found, allowed=f"allowed: {allowed}", path=self.path, line=line)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
