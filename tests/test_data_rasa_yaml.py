@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flyweight.data import Entity, Message
-from flyweight.data.rasa_yaml import is_rasa_file, parse_annotations, rasa_files, read_rasa_files
+from flyweight.data.rasa import is_rasa_file, rasa_files, read_rasa_files
+from flyweight.data.rasa_items import parse_annotations
 from flyweight.data.source import NO_HASH
 from flyweight.errors import DataError, MissingExtraError
 

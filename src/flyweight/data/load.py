@@ -1,9 +1,12 @@
 """Any data source -> NLUData: recognise the form, read its parts, split what is not split.
 
-    file                      Rasa YAML (.yml, .yaml), CSV, TSV, JSONL
-    folder                    seq.in + seq.out + label, or Rasa YAML below it (searched recursively)
+    file                      Rasa NLU (.yml, .yaml; .md and .json of Rasa 1), CSV, TSV, JSONL, a JSON list of rows,
+                              words with BIO tags (.conll, .bio, .iob, .iob2, and .txt that looks like it)
+    folder                    seq.in + seq.out + label, or Rasa NLU files below it (searched recursively)
     folder of parts           entries named train, valid (validation, val, dev), test: files or folders of the forms
                               above; in a Rasa folder NLU files of other names belong to train
+    CLINC150's .json          one file with all parts
+    "hub:owner/name"          a data set of the Hugging Face Hub, also "hub:name" and "hub:owner/name:config"
     "assistant"               the embedded data set
 
 A part that the source brings is used as it is. What is missing is held out of train, stratified: first `test` of all,
@@ -12,13 +15,14 @@ then `validation` of the rest; validation never comes out of test. Synonyms, loo
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flyweight.data import rasa_yaml, seq_folder, tabular
+from flyweight.data import bio, clinc, hub, rasa, seq_folder, tabular
 from flyweight.data.messages import Message, NLUData
 from flyweight.data.seen import were_seen
 from flyweight.data.source import entity_synonyms, listed
@@ -33,8 +37,9 @@ PART_NAMES = {
     **dict.fromkeys(("test", "test_data", "test_nlu", "nlu_test"), "test"),
 }
 FORMS = (
-    "allowed: a Rasa NLU file (.yml), a .csv, .tsv or .jsonl file, a folder with seq.in, seq.out and label, "
-    "a folder of Rasa NLU files, a folder with train and test of these forms, or the name 'assistant'"
+    "allowed: a Rasa NLU file (.yml, .md, .json), a .csv, .tsv, .jsonl, .json (rows, or CLINC150) or .conll file, "
+    "a folder with seq.in, seq.out and label, a folder of Rasa NLU files, a folder with train and test of these forms, "
+    "'hub:owner/name', or the name 'assistant'"
 )
 
 
@@ -55,11 +60,10 @@ def load_data(
     """
     check_share("test", test)
     check_share("validation", validation)
-    folder = _resolve(path)
-    parts = {name: _read_part(paths, text_column, intent_column) for name, paths in _find_parts(folder).items()}
+    parts = _read_parts(path, text_column, intent_column)
     if "train" not in parts:
         found = f"no train part beside {listed(sorted(parts))}"
-        raise DataError(found, allowed="allowed: a folder with train.csv, train.yml, train/ or the like", path=folder)
+        raise DataError(found, allowed="allowed: a folder with train.csv, train.yml, train/ or the like", path=path)
     own = {name: part.train for name, part in parts.items()}
     notes = [note for name in ("validation", "test") if name in own for note in _notes(own[name], own["train"], name)]
     train = own["train"]
@@ -76,9 +80,8 @@ def read_messages(
     path: str | Path, *, text_column: str | None = None, intent_column: str | None = None
 ) -> tuple[Message, ...]:
     """Every message of a data source, unsplit: train, then validation, then test where it has such parts."""
-    parts = _find_parts(_resolve(path))
-    found = [_read_part(parts[name], text_column, intent_column).train for name in _IN_ORDER if name in parts]
-    return sum(found, ())
+    parts = _read_parts(path, text_column, intent_column)
+    return sum((parts[name].train for name in _IN_ORDER if name in parts), ())
 
 
 _IN_ORDER = ("train", "validation", "test")
@@ -159,10 +162,24 @@ def _learnable(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages if len({m.intent for m in messages if m.intent is not None}) > 1 else ()
 
 
+def _read_parts(path: str | Path, text_column: str | None, intent_column: str | None) -> dict[str, NLUData]:
+    """The parts that the source brings, by name; each has all its messages in `train`."""
+    if str(path).startswith(hub.PREFIX) and not os.path.exists(path):
+        splits = hub.read_hub(str(path), text_column=text_column, intent_column=intent_column)
+        return {name: _unsplit(messages) for name, messages in splits.items()}
+    place = _resolve(path)
+    if place.is_file() and _form(place) == "clinc":
+        return {name: _unsplit(messages) for name, messages in clinc.read_clinc(place).items()}
+    return {name: _read_part(paths, text_column, intent_column) for name, paths in _find_parts(place).items()}
+
+
+def _unsplit(messages: tuple[Message, ...]) -> NLUData:
+    return NLUData(messages, synonyms=entity_synonyms(messages))
+
+
 def _resolve(path: str | Path) -> Path:
-    folder = Path(path)
-    if folder.exists():
-        return folder
+    if os.path.exists(path):
+        return Path(path)
     if str(path) in EMBEDDED and EMBEDDED[str(path)].is_dir():
         return EMBEDDED[str(path)]
     raise DataError("no such file or folder", allowed=FORMS, path=path)
@@ -170,52 +187,72 @@ def _resolve(path: str | Path) -> Path:
 
 def _find_parts(path: Path) -> dict[str, list[Path]]:
     """Which files or folders make up each part."""
-    if path.is_file():
-        if _form(path) is None and path.suffix.lower() not in rasa_yaml.SUFFIXES:
-            raise DataError(f"a file of the unknown form {path.suffix!r}", allowed=FORMS, path=path)
+    if not path.is_dir():
+        # A YAML or Markdown file that is given by name is read: its reader says what it lacks.
+        if _form(path) is None and path.suffix.lower() not in (".yml", ".yaml", ".md"):
+            kind = f"a file of the unknown form {path.suffix!r}" if path.is_file() else "neither a file nor a folder"
+            raise DataError(kind, allowed=FORMS, path=path)
         return {"train": [path]}
     if _form(path) == "seq":
         return {"train": [path]}
     parts: dict[str, list[Path]] = defaultdict(list)
-    for entry in sorted(path.iterdir()):
+    for entry in _entries(path):
         name = PART_NAMES.get((entry.name if entry.is_dir() else entry.stem).lower())
         if name and _form(entry):
             parts[name].append(entry)
     if all(_form(p) == "rasa" for p in parts.get("train", ())):
         named = {p for paths in parts.values() for p in paths}
-        others = [f for f in rasa_yaml.rasa_files(path) if not named & {f, *f.parents}]
+        others = [f for f in rasa.rasa_files(path) if not named & {f, *f.parents}]
         if others:
             parts["train"] += others
     for name, paths in parts.items():
         if len(paths) > 1 and any(_form(p) != "rasa" for p in paths):
             raise DataError(f"{listed(p.name for p in paths)} for {name}", allowed="allowed: one of them", path=path)
+        if _form(paths[0]) == "clinc":
+            found = f"{paths[0].name!r} for {name}, a file with parts of its own"
+            raise DataError(found, allowed="allowed: the path of that file alone", path=path)
     if not parts:
-        entries = listed(sorted(p.name for p in path.iterdir()))
+        entries = listed(p.name for p in _entries(path))
         raise DataError(f"a folder of no known form, with {entries}", allowed=FORMS, path=path)
     return dict(parts)
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+        raise DataError(found, allowed="allowed: a readable folder", path=folder) from error
+
+
 def _form(path: Path) -> str | None:
-    """`tabular`, `rasa`, `seq`, or None for what no reader knows."""
+    """`tabular`, `bio`, `clinc`, `rasa`, `seq`, or None for what no reader knows."""
     if path.is_dir():
         if any((path / name).is_file() for name in ("seq.in", "seq.out")):
             return "seq"
-        return "rasa" if rasa_yaml.rasa_files(path) else None
-    if path.suffix.lower() in tabular.SUFFIXES:
+        return "rasa" if rasa.rasa_files(path) else None
+    if not path.is_file():
+        return None
+    if path.suffix.lower() in tabular.SUFFIXES or tabular.is_json_rows(path):
         return "tabular"
-    return "rasa" if rasa_yaml.is_rasa_file(path) else None
+    if bio.is_bio_file(path):
+        return "bio"
+    if rasa.is_rasa_file(path):
+        return "rasa"
+    return "clinc" if clinc.is_clinc_file(path) else None
 
 
 def _read_part(paths: Sequence[Path], text_column: str | None, intent_column: str | None) -> NLUData:
     """One part as NLUData with all its messages in `train`; several paths are Rasa files and folders."""
     form = _form(paths[0])
     if form == "seq":
-        return NLUData(seq_folder.read_seq_folder(paths[0]))
+        return _unsplit(seq_folder.read_seq_folder(paths[0]))
+    if form == "bio":
+        return _unsplit(bio.read_bio(paths[0]))
     if form == "tabular":
-        messages = tabular.read_tabular(paths[0], text_column=text_column, intent_column=intent_column)
-        return NLUData(messages, synonyms=entity_synonyms(messages))
-    files = [f for p in paths for f in (rasa_yaml.rasa_files(p) if p.is_dir() else [p])]
-    data = rasa_yaml.read_rasa_files(files)
+        return _unsplit(tabular.read_tabular(paths[0], text_column=text_column, intent_column=intent_column))
+    files = [f for p in paths for f in (rasa.rasa_files(p) if p.is_dir() else [p])]
+    data = rasa.read_rasa_files(files)
     if not data.train:
         raise DataError("no messages", allowed="allowed: at least one intent with examples", path=paths[0])
     return data

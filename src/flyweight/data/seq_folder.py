@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flyweight.data.bio import message_of_words
 from flyweight.data.messages import Message
 from flyweight.data.source import NO_HASH, read_text, shown
-from flyweight.data.tags import Span, tags_to_spans
 from flyweight.errors import DataError
 
 FILES = ("seq.in", "seq.out", "label")
@@ -44,29 +44,24 @@ def _message(folder: Path, line: int, text: str, tag_line: str, label: str) -> M
     words, tags, intent = _fields(text), _fields(tag_line), label.strip()
     if not words:
         raise DataError("empty text", allowed="allowed: at least one word", path=folder / "seq.in", line=line)
+    for word in words:
+        if not word.strip():
+            found = f"the word {shown(word)} is blank"
+            raise DataError(found, allowed="allowed: words of letters", path=folder / "seq.in", line=line)
     if len(tags) != len(words):
         found = f"{len(tags)} tags for {len(words)} words"
         raise DataError(found, allowed="allowed: one tag a word", path=folder / "seq.out", line=line)
     if not intent:
         raise DataError("empty intent", allowed="allowed: a name", path=folder / "label", line=line)
     for tag in tags:
-        if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) < 3):
+        if tag != "O" and (tag[:2] not in ("B-", "I-") or not tag[2:].strip()):
             found, allowed = f"tag {shown(tag)}", "allowed: O, B-name, I-name"
             raise DataError(found, allowed=allowed, path=folder / "seq.out", line=line)
         if "#" in tag:
             raise DataError(f"tag {shown(tag)}", allowed=NO_HASH, path=folder / "seq.out", line=line)
-    return Message(" ".join(words), intent, tuple(tags_to_spans(_spans(words), tags)))
+    return message_of_words(words, tags, intent)
 
 
 def _fields(line: str) -> list[str]:
     """Split at blanks and tabs only: a no-break space within a word is part of it."""
     return [word for word in line.rstrip("\r").replace("\t", " ").split(" ") if word]
-
-
-def _spans(words: list[str]) -> list[Span]:
-    spans: list[Span] = []
-    start = 0
-    for word in words:
-        spans.append((start, start + len(word)))
-        start += len(word) + 1
-    return spans

@@ -1,8 +1,9 @@
-"""Tables of messages: CSV, TSV and JSON Lines.
+"""Tables of messages: CSV, TSV, JSON Lines and a JSON list of rows.
 
     .csv    header line, then `text,intent`; the delimiter is `,`, `;` or tab, whichever splits the header most
     .tsv    the same with tabs; fields may be quoted as in CSV
     .jsonl  {"text": "...", "intent": "...", "entities": [{"start": 3, "end": 9, "entity": "city", ...}]}
+    .json   one list of such objects
 
 The columns are found by name, whatever their case; of several the first in TEXT_COLUMNS / INTENT_COLUMNS counts.
 A row without intent is kept if it speaks of entities (also an empty list: "there are none here"), else refused:
@@ -13,34 +14,34 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from flyweight.data.json_nodes import json_value, parse_json
 from flyweight.data.messages import Entity, Message
-from flyweight.data.source import entity_attributes, is_text, listed, make_entity, read_text, shown
+from flyweight.data.source import entity_at_span, in_text_order, is_text, listed, read_bytes, read_text, shown
 from flyweight.errors import DataError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl")  # beside .json with a list of rows
 TEXT_COLUMNS = ("text", "utterance", "message", "query", "sentence", "content", "question", "example", "input")
 INTENT_COLUMNS = ("intent", "intent_name", "label_text", "label_name", "category", "label", "class", "target", "tag")
-# What Rasa's parse results say beside the span itself.
-IGNORED_ENTITY_KEYS = (
-    *("extractor", "confidence", "confidence_entity", "confidence_role", "confidence_group"),
-    *("processors", "additional_info"),
-)
+_OBJECT_A_LINE = "allowed: one JSON object a line"
+_JSON_LIST = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*\[")
+
+
+def is_json_rows(path: Path) -> bool:
+    """Whether `path` is a JSON file whose first character opens a list."""
+    return path.suffix.lower() == ".json" and bool(_JSON_LIST.match(read_bytes(path)))
 
 
 def read_tabular(
     path: Path, *, text_column: str | None = None, intent_column: str | None = None
 ) -> tuple[Message, ...]:
-    """All messages of a CSV, TSV or JSONL file, in file order; raises DataError with the line at fault."""
-    if path.suffix.lower() == ".jsonl":
-        messages = tuple(_read_jsonl(path, text_column, intent_column))
-    else:
-        messages = tuple(_read_csv(path, text_column, intent_column))
+    """All messages of a CSV, TSV, JSONL or JSON file, in file order; raises DataError with the line at fault."""
+    readers = {".jsonl": _read_jsonl, ".json": _read_json}
+    messages = tuple(readers.get(path.suffix.lower(), _read_csv)(path, text_column, intent_column))
     if not messages:
         raise DataError("no messages", allowed="allowed: at least one row with a text", path=path)
     return messages
@@ -52,14 +53,14 @@ def _read_csv(path: Path, text_column: str | None, intent_column: str | None) ->
     rows = _rows(path, source, delimiter)
     line, header = next(rows, (1, []))
     names = [name.strip() for name in header]
-    text_at = _column(names, text_column, TEXT_COLUMNS, "text", path, line)
-    intent_at = _column(names, intent_column, INTENT_COLUMNS, "intent", path, line)
+    text_at = find_column(names, text_column, TEXT_COLUMNS, "text", path=path, line=line)
+    intent_at = find_column(names, intent_column, INTENT_COLUMNS, "intent", path=path, line=line)
     for line, row in rows:
         if len(row) != len(header):
             found = f"row with {len(row)} fields, the header has {len(header)}"
             raise DataError(found, allowed="allowed: as many; quote a text with delimiters", path=path, line=line)
         text, intent = row[text_at].strip(), row[intent_at].strip()
-        _check_row(text, intent, False, path, line)
+        check_row(text, intent, False, path=path, line=line)
         yield Message(text, intent)
 
 
@@ -85,7 +86,9 @@ def _delimiter(source: str) -> str:
     return max(",;\t", key=header.count)
 
 
-def _column(names: Sequence[str], wanted: str | None, known: Sequence[str], kind: str, path: Path, line: int) -> int:
+def find_column(
+    names: Sequence[str], wanted: str | None, known: Sequence[str], kind: str, *, path: object, line: int | None
+) -> int:
     """Index of the column `wanted` by the caller, or else of the first of the `known` names."""
     lower = [name.lower() for name in names]
     if wanted is not None and wanted in names:
@@ -105,70 +108,65 @@ def _read_jsonl(path: Path, text_column: str | None, intent_column: str | None) 
     for line, source in enumerate(read_text(path).split("\n"), 1):
         if not source.strip():
             continue
-        try:
-            row = json.loads(source)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            allowed = "allowed: one JSON object a line"
-            raise DataError(f"not JSON ({reason})", allowed=allowed, path=path, line=line) from error
+        row = json_value(source, path=path, line=line, allowed=_OBJECT_A_LINE)
         if not isinstance(row, dict):
-            raise DataError(f"row is {shown(row)}", allowed="allowed: one JSON object a line", path=path, line=line)
-        yield _json_message(row, text_column, intent_column, path, line)
+            raise DataError(f"row is {shown(row)}", allowed=_OBJECT_A_LINE, path=path, line=line)
+        yield json_message(row, text_column, intent_column, path=path, line=line)
 
 
-def _json_message(
-    row: dict[str, Any], text_column: str | None, intent_column: str | None, path: Path, line: int
+def _read_json(path: Path, text_column: str | None, intent_column: str | None) -> Iterator[Message]:
+    allowed = "allowed: a JSON list of objects"
+    for node in parse_json(read_text(path), path=path, allowed=allowed).items("the file", allowed):
+        row = node.value()
+        if not isinstance(row, dict):
+            node.fail(f"row is {shown(row)}", allowed)
+        yield json_message(row, text_column, intent_column, path=path, line=node.line)
+
+
+def json_message(
+    row: dict[str, Any],
+    text_column: str | None = None,
+    intent_column: str | None = None,
+    *,
+    path: object,
+    line: int | None,
 ) -> Message:
+    """The message of one row with columns found by name; DataError with `path` and `line` for what is no message."""
     names = list(row)
-    text = row[names[_column(names, text_column, TEXT_COLUMNS, "text", path, line)]]
+    text = row[names[find_column(names, text_column, TEXT_COLUMNS, "text", path=path, line=line)]]
     if not is_text(text):
         raise DataError(f"text is {shown(text)}", allowed="allowed: a string", path=path, line=line)
     labelled = "entities" in row
     value: object = None
     if intent_column is not None or not labelled or any(name.lower() in INTENT_COLUMNS for name in names):
-        value = row[names[_column(names, intent_column, INTENT_COLUMNS, "intent", path, line)]]
+        value = row[names[find_column(names, intent_column, INTENT_COLUMNS, "intent", path=path, line=line)]]
+    intent = intent_name(value, path=path, line=line)
+    check_row(text, intent, labelled, path=path, line=line)
+    return Message(text, intent or None, _entities(row.get("entities"), text, path, line))
+
+
+def intent_name(value: object, *, path: object, line: int | None) -> str:
+    """The intent that a JSON value names: a string, a class number, or "" for null."""
     if type(value) is int:
         value = str(value)  # a class number
     if value is not None and not is_text(value):
         raise DataError(f"intent is {shown(value)}", allowed="allowed: a string", path=path, line=line)
-    intent = str(value or "").strip()
-    _check_row(text, intent, labelled, path, line)
-    return Message(text, intent or None, _entities(row.get("entities"), text, path, line))
+    return str(value or "").strip()
 
 
-def _check_row(text: str, intent: str, labelled: bool, path: Path, line: int) -> None:
+def check_row(text: str, intent: str, labelled: bool, *, path: object, line: int | None) -> None:
+    """DataError for an empty text, and for a row without intent that is not `labelled`: it says nothing of entities."""
     if not text.strip():
         raise DataError("empty text", allowed="allowed: at least one character", path=path, line=line)
     if not (intent or labelled):
         raise DataError("row without intent", allowed="allowed: an intent, or entities", path=path, line=line)
 
 
-def _entities(items: object, text: str, path: Path, line: int) -> tuple[Entity, ...]:
+def _entities(items: object, text: str, path: object, line: int | None) -> tuple[Entity, ...]:
     """Checked spans in text order."""
     if items is None:
         return ()
     if not isinstance(items, list):
         allowed = 'allowed: a list of {"start", "end", "entity"}'
         raise DataError(f"entities is {shown(items)}", allowed=allowed, path=path, line=line)
-    entities = sorted((_entity(item, text, path, line) for item in items), key=lambda e: (e.start, e.end))
-    for left, right in pairwise(entities):
-        if left.end > right.start:
-            found = f"entities {left.start}:{left.end} and {right.start}:{right.end} overlap"
-            raise DataError(found, allowed="allowed: each character in one entity", path=path, line=line)
-    return tuple(entities)
-
-
-def _entity(item: object, text: str, path: Path, line: int) -> Entity:
-    def fail(found: str) -> NoReturn:
-        allowed = f"allowed: 0 <= start < end <= {len(text)}, whole numbers, around some letters"
-        raise DataError(found, allowed=allowed, path=path, line=line)
-
-    fields = dict(item) if isinstance(item, dict) else {}
-    start, end = fields.pop("start", None), fields.pop("end", None)
-    named = {key: value for key, value in fields.items() if key not in IGNORED_ENTITY_KEYS}
-    attributes = entity_attributes(named if isinstance(item, dict) else item, path=path, line=line)
-    if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
-        fail(f"entity span {shown(start)}:{shown(end)}")
-    if not text[start:end].strip():
-        fail(f"entity span {start}:{end} is blank")
-    return make_entity(text, start, end, attributes)
+    return in_text_order((entity_at_span(item, text, path=path, line=line) for item in items), path=path, line=line)
