@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ def texts(messages: tuple[Message, ...]) -> str:
 
 
 TEN = "a b c d e f g h i j"
+ROWS = [{"text": t, "intent": "x"} for t in TEN.split()]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,13 @@ TEN = "a b c d e f g h i j"
         ("a.csv", {"a.csv": csv(TEN)}),
         ("a.tsv", {"a.tsv": csv(TEN).replace(",", "\t")}),
         ("a.jsonl", {"a.jsonl": "".join(f'{{"text": "{t}", "intent": "x"}}\n' for t in TEN.split())}),
+        ("a.json", {"a.json": json.dumps(ROWS)}),
+        ("a.json", {"a.json": json.dumps({"train": [[t, "x"] for t in TEN.split()]})}),
+        ("a.json", {"a.json": json.dumps({"rasa_nlu_data": {"common_examples": ROWS}})}),
+        ("a.conll", {"a.conll": "".join(f"# intent: x\n{t} O\n\n" for t in TEN.split())}),
         ("a.yml", {"a.yml": yml(TEN)}),
+        ("a.md", {"a.md": "## intent:x\n- " + TEN.replace(" ", "\n- ")}),
+        ("bot", {"bot/nlu.md": "## intent:x\n- a\n- b\n", "bot/README.md": "# Bot\n", "bot/x.yml": yml(TEN[4:])}),
         (
             "bot",
             {"bot/config.yml": "pipeline: []\n", "bot/deep/a.yml": yml("a b c d"), "bot/x.yml": yml("e f g h i j")},
@@ -223,6 +232,7 @@ def test_without_a_memory_the_held_out_part_counts(tmp_path: Path) -> None:
     ("name", "files", "error"),
     [
         ("none.csv", {}, f"no such file or folder; {FORMS}"),
+        ("x" * 5_000, {}, f"no such file or folder; {FORMS}"),
         ("a.docx", {"a.docx": ""}, f"a file of the unknown form '.docx'; {FORMS}"),
         ("d", {"d/LICENSE": "", "d/nlu.md": ""}, f"a folder of no known form, with 'LICENSE', 'nlu.md'; {FORMS}"),
         ("d", {"d/more.csv": csv("a")}, f"a folder of no known form, with 'more.csv'; {FORMS}"),
@@ -249,6 +259,12 @@ def test_unknown_forms(tmp_path: Path, name: str, files: dict[str, str], error: 
     with pytest.raises(DataError) as caught:
         load_data(path)
     assert str(caught.value) == f"{path}: {error}"
+
+
+def test_a_device_is_no_data() -> None:
+    with pytest.raises(DataError) as caught:
+        load_data(os.devnull)
+    assert str(caught.value) == f"{os.devnull}: neither a file nor a folder; {FORMS}"
 
 
 def test_a_yaml_file_without_nlu_says_so(tmp_path: Path) -> None:
@@ -291,6 +307,7 @@ def test_embedded_assistant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("sara-dedup", 3_855, 968, 68),
         ("sara-2019-dedup", 1_848, 461, 53),
         ("sara", 4_997, 508, 70),
+        ("sara-2019", 3_783, 945, 53),
     ],
 )
 def test_real_counts(real_data: Path, name: str, train_and_validation: int, test: int, n_intents: int) -> None:

@@ -27,7 +27,7 @@ SPLITS = {
 }
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags", "slots")
-_NAME = re.compile(r"([\w.-]+/)?[\w.-]+(:[\w.+-]+)?", re.ASCII)
+_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*(:[\w.+-]+)?", re.ASCII)
 
 
 class Split(Protocol):

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from flyweight.data.source import shown
 from flyweight.errors import DataError
 
+_ONCE = "allowed: each key once"
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -45,6 +46,8 @@ def json_value(text: str, *, path: Path, line: int, allowed: str) -> Any:
     """The plain value of a JSON text that stands on the one line `line`; DataError for what is not JSON."""
     try:
         return DECODER.decode(text)
+    except _KeyTwiceError as error:
+        raise DataError(str(error), allowed=_ONCE, path=path, line=line) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON ({json_reason(error)})", allowed=allowed, path=path, line=line) from error
 
@@ -110,7 +113,7 @@ class JsonNode:
         while document.text[at] != "}":
             key, behind = self._decode(at)
             if key in fields:
-                JsonNode(document, at).fail(f"key {shown(key)} twice in {what}", "allowed: each key once")
+                JsonNode(document, at).fail(f"key {shown(key)} twice in {what}", _ONCE)
             fields[key] = JsonNode(document, document.skip(document.skip(behind) + 1))  # behind the colon
             at = self._next(fields[key].start)
         return fields
@@ -142,5 +145,7 @@ class JsonNode:
         """The value at `at` and where it ends."""
         try:
             return decoder.raw_decode(self.document.text, at)
-        except (ValueError, RecursionError) as error:  # the whole text is JSON, but the call stack is deeper here
-            self.fail(f"not JSON ({json_reason(error)})", "allowed: each key once in an object, and less depth")
+        except _KeyTwiceError as error:
+            self.fail(str(error), _ONCE)
+        except RecursionError:  # the whole text is JSON, but the call stack is deeper here
+            self.fail("a value nested too deeply", "allowed: less depth")

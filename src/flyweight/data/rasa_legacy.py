@@ -30,7 +30,7 @@ from flyweight.data.source import entity_at_span, in_text_order, is_text, listed
 from flyweight.data.tabular import check_row, intent_name
 from flyweight.errors import DataError
 
-MARKDOWN_MARK = re.compile(rb"^[ \t\xef\xbb\xbf]*##[ \t]*(intent|synonym|regex|lookup)[ \t]*:", re.MULTILINE)
+MARKDOWN_MARK = re.compile(rb"(?:^|\r)[ \t\xef\xbb\xbf]*##[ \t]*(intent|synonym|regex|lookup)[ \t]*:", re.MULTILINE)
 JSON_MARK = re.compile(rb"\"rasa_nlu_data\"\s*:")
 EXAMPLE_KEYS = ("common_examples", "intent_examples", "entity_examples")
 JSON_KEYS = (*EXAMPLE_KEYS, "entity_synonyms", "regex_features", "lookup_tables")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ITEM_KEYS = {kind: (kind, "examples", "metadata") for kind in KINDS}
 # A line that looks like the key `nlu:`; config, domain and stories have none.
-YAML_MARK = re.compile(rb"^[ \t{\xef\xbb\xbf]*[\"']?nlu[\"']?\s*:", re.MULTILINE)
+YAML_MARK = re.compile(rb"(?:^|\r)[ \t{\xef\xbb\xbf]*[\"']?nlu[\"']?\s*:", re.MULTILINE)
 
 
 def read_rasa_yaml(path: Path, *, optional: bool = False) -> NLUData:
