@@ -1,0 +1,94 @@
+"""Reading on behind rows at fault: what `flyweight data check` reads.
+
+A reader stops at the first fault, so that nothing is trained on half of a file. A check should tell all faults at once:
+a row of a table (.csv, .tsv, .jsonl) that its reader refuses is made blank in a copy of the source, and the copy is
+read again; readers skip blank lines, so lines keep their numbers. In other forms a fault ends the reading.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from flyweight.data.load import load_data
+from flyweight.data.messages import NLUData
+from flyweight.errors import DataError
+
+TABLES = (".csv", ".tsv", ".jsonl")
+MOST = 100  # faults, then the reading ends: the file is something else, or its columns are
+
+
+def read_despite_faults(
+    path: str | Path, *, text_column: str | None = None, intent_column: str | None = None
+) -> tuple[NLUData | None, list[DataError]]:
+    """The parts that the source brings, nothing held out, and the faults of rows that were left out.
+
+    No data where a fault ended the reading. Raises DataError where no line is at fault: for a source of no known form.
+    """
+    original = source = Path(path)
+    faults: list[DataError] = []
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            try:
+                data = load_data(source, test=0, validation=0, text_column=text_column, intent_column=intent_column)
+                return replace(data, source=str(path)), faults
+            except DataError as fault:
+                if fault.line is None and not faults:
+                    raise
+                file = Path(str(fault.path))
+                if source != original:
+                    file = original / file.relative_to(source)
+                faults.append(_elsewhere(fault, file))
+                if fault.line is None or file.suffix.lower() not in TABLES or len(faults) == MOST:
+                    return None, faults
+                if source == original:
+                    source = _copy(original, Path(folder))
+                if not _blank_row(source / file.relative_to(original), fault.line):
+                    return None, faults
+
+
+def _elsewhere(fault: DataError, path: Path) -> DataError:
+    """The same fault of a file at another place."""
+    where = f"{fault.path}: " if fault.line is None else f"{fault.path}:{fault.line}: "
+    found, _, allowed = str(fault).removeprefix(where).partition("; ")
+    return DataError(found, allowed=allowed, path=path, line=fault.line)
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    """A copy of the file or folder, without what is hidden."""
+    copy = folder / f"source{source.suffix}"  # the name may be ".."
+    if source.is_dir():
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".*"))
+    else:
+        shutil.copyfile(source, copy)
+    return copy
+
+
+def _blank_row(path: Path, line: int) -> bool:
+    """Make the row that starts on `line` blank; False for a header, without which no row can be read.
+
+    A row of a .csv file ends where its quotes end; where they do not, the line alone is taken for the row.
+    """
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    is_json = path.suffix.lower() == ".jsonl"
+    lines = list(io.StringIO(text, newline="\n" if is_json else ""))  # a row of JSON may have a lone carriage return
+    n = 1
+    if not is_json:
+        header = next(i for i, row in enumerate(lines, 1) if row.strip())
+        if line <= header:
+            return False
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=lines[header - 1].count)
+        rows = csv.reader(lines[line - 1 :], delimiter=delimiter, strict=True)
+        try:
+            next(rows)
+            n = rows.line_num
+        except csv.Error:
+            pass
+    for i in range(line - 1, line - 1 + n):
+        lines[i] = lines[i][len(lines[i].rstrip("\r\n")) :]
+    path.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
+    return True
