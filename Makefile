@@ -4,6 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed# what pyproject.toml and constraints.txt ask for
 READY := .venv/ready# and flyweight._native as of the sources under native/
 NATIVE_SOURCES := $(shell find native -mindepth 1 -not -name '.*')# folders too: a removed file counts
+GENERATED := README.md docs/cli.md src/flyweight/data/assistant/README.md
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 # Without a compiler flyweight is installed in pure Python; with one, C++ that does not compile is an error.
 COMPILER := $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++)
@@ -28,10 +29,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py tests/test_docs.py
-	$(BIN)/cog -I docs --check README.md docs/cli.md
+	$(BIN)/cog -I docs --check $(GENERATED)
 
 docs: $(INSTALLED)
-	$(BIN)/cog -I docs -r README.md docs/cli.md
+	$(BIN)/cog -I docs -r $(GENERATED)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/real_data.py

@@ -47,8 +47,8 @@ MEMORY_BYTES = 6 << 30  # of a child: a file that asks for more is a fault
 TEXTS = ["wake me at seven tomorrow", "zzz \U0001f600 7:30"]
 HOSTILE: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 7, 127, 128, 2**31 - 1, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e-320,
-    1e308,    float("nan"), float("inf"), "", "a", "int8", "codes", "panels", "\ud800", "\0", [], [[]], [1], ["a"], {}, {"a": {}},
-    [0] * 99, "x" * 10_000, [[[[[[[[]]]]]]]],
+    1e308, float("nan"), float("inf"), "", "a", "int8", "codes", "panels", "\ud800", "\0", [], [[]], [1], ["a"], {},
+    {"a": {}}, [0] * 99, "x" * 10_000, [[[[[[[[]]]]]]]],
 ]  # fmt: skip
 SPECIAL_FLOATS = [float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 1e-45, 0.0]
 
