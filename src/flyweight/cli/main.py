@@ -9,7 +9,7 @@ import warnings
 import typer
 
 from flyweight import __version__
-from flyweight.cli import answer, build, measure
+from flyweight.cli import answer, build, data, measure
 from flyweight.errors import FlyweightError, FlyweightWarning
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's way
@@ -32,6 +32,7 @@ app.command("inspect")(answer.inspect)
 app.command("verify")(answer.verify)
 app.command("demo")(build.demo)
 app.command("doctor")(measure.doctor)
+app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)

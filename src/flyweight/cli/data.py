@@ -1,0 +1,190 @@
+"""data check, data split, data convert: verbs that look at messages or write them; they need no PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from flyweight.cli import show
+from flyweight.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flyweight.data.check import Finding
+    from flyweight.data.messages import NLUData
+    from flyweight.data.write import Form
+
+Source = Annotated[str, typer.Argument(help="Rasa NLU, CSV, TSV, JSONL, CoNLL, seq.in folder, or 'assistant'.")]
+FormName = Annotated[str | None, typer.Option("--form", help="yaml (Rasa 3.1) or jsonl; by default yaml.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """Check messages and their labels, split them, write them in another form.
+
+    [bold]Examples[/bold]
+
+    flyweight data check nlu.yml
+
+    flyweight data split nlu.yml --out parts
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("check")
+def check(
+    path: Source,
+    examples: Annotated[int, typer.Option(min=0, help="Examples shown of each finding.")] = 5,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    as_json: show.Json = False,
+) -> None:
+    """Find what is wrong with messages and labels: leaks, contradictions, near-duplicates, rare labels, odd spans.
+
+    Exit code 1 where a finding is an error: a leak, a contradiction, a row at fault.
+
+    [bold]Examples[/bold]
+
+    flyweight data check nlu.yml
+
+    flyweight data check banking77/ --examples 20 --json
+    """
+    from flyweight.data.check import check as find
+    from flyweight.data.faults import read_despite_faults
+    from flyweight.data.messages import NLUData
+
+    found, faults = read_despite_faults(path, text_column=text_column, intent_column=intent_column)
+    findings = find(found or NLUData(()), faults=faults, n_examples=examples)
+    if as_json:
+        show.print_json({"parts": _counts(found), "findings": [asdict(finding) for finding in findings]})
+    else:
+        if found:
+            _print_counts(found)
+        _print_findings(findings)
+    if found is None:
+        show.note("note: the reading ended at the last of these lines; nothing else was checked")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("split")
+def split(
+    path: Source,
+    out: Annotated[Path, typer.Option(help="Folder for train, validation and test.")],
+    test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
+    validation: Annotated[float, typer.Option(help="Share of the rest held out for choosing, likewise.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Which messages are held out.")] = 0,
+    form: FormName = None,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    overwrite: Overwrite = False,
+    as_json: show.Json = False,
+) -> None:
+    """Hold out test and validation messages by intent, never parting duplicates, and write a folder of parts.
+
+    [bold]Examples[/bold]
+
+    flyweight data split nlu.yml --out parts
+
+    flyweight data split messages.csv --out parts --test 0.3 --form jsonl
+    """
+    from flyweight.data.load import load_data
+    from flyweight.data.write import write_parts
+
+    found = load_data(
+        path, test=test, validation=validation, seed=seed, text_column=text_column, intent_column=intent_column
+    )
+    written = write_parts(found, out, form=_form(form) or "yaml", overwrite=overwrite)
+    notes = []
+    for name, messages in (("validation", found.validation), ("test", found.test)):
+        if name not in found.split:
+            notes.append(f"the {name} part is the source's own")
+        elif not messages:
+            notes.append(f"no {name} part; whatever reads the folder holds one out of train, unless told not to")
+    _report(found, written, notes, as_json)
+
+
+@app.command("convert")
+def convert(
+    path: Source,
+    out: Annotated[Path, typer.Option(help="A .yml or .jsonl file for all messages, or a folder for their parts.")],
+    form: FormName = None,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    overwrite: Overwrite = False,
+    as_json: show.Json = False,
+) -> None:
+    """Write messages as Rasa YAML or JSON Lines, such that they read back equal; what a form cannot hold is refused.
+
+    [bold]Examples[/bold]
+
+    flyweight data convert nlu.md --out nlu.yml
+
+    flyweight data convert snips/ --out snips-jsonl --form jsonl
+    """
+    from flyweight.data.load import load_data
+    from flyweight.data.write import write_data
+
+    found = load_data(path, test=0, validation=0, text_column=text_column, intent_column=intent_column)
+    written = write_data(found, out, form=_form(form), overwrite=overwrite)
+    notes = []
+    if written.is_file() and (found.validation or found.test):
+        notes.append("one file does not keep the parts: train, then validation, then test; a folder does")
+    _report(found, written, notes, as_json)
+
+
+def _form(name: str | None) -> Form | None:
+    from flyweight.data.write import Form
+
+    if name is not None and name not in get_args(Form):
+        raise ConfigError(f"--form is '{name}'; allowed: {', '.join(get_args(Form))}")
+    return cast("Form | None", name)
+
+
+def _report(data: NLUData, written: Path, notes: list[str], as_json: bool) -> None:
+    for line in [*data.notes, *notes]:
+        show.note(f"note: {line}")
+    if as_json:
+        show.print_json({"written": str(written), "parts": _counts(data), "split": data.split})
+        return
+    _print_counts(data, f"{written}:")
+
+
+def _counts(data: NLUData | None) -> dict[str, Any]:
+    """Part -> its numbers, for parts that have messages; `all` where there are several."""
+    from flyweight.data.check import count
+
+    if data is None:
+        return {}
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    parts = {name: messages for name, messages in parts.items() if messages}
+    return {name: asdict(count(m)) for name, m in (parts | ({"all": data.messages} if len(parts) > 1 else {})).items()}
+
+
+def _print_counts(data: NLUData, title: str = "") -> None:
+    rows = [[name, *(f"{n}" if n else "-" for n in numbers.values())] for name, numbers in _counts(data).items()]
+    columns = ["part", "messages", "different\ntexts", "intents", "without\nintent", "entity\nspans", "entity\ntypes"]
+    show.print_table(columns, rows, title)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    """A line each, with its examples below it; on a terminal long lines go on indented."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for finding in findings:
+        print()
+        lines = [f"{finding.severity}: {finding.kind} ({finding.count}): {finding.what}"]
+        for line in lines + [f"    {example}" for example in finding.examples]:
+            print(textwrap.fill(line, width, subsequent_indent=" " * 6))
+    n_errors = sum(finding.severity == "error" for finding in findings)
+    print(
+        f"\nkinds of findings: {n_errors} errors, {len(findings) - n_errors} warnings" if findings else "\nno findings"
+    )
