@@ -13,6 +13,7 @@ smaller one have one in common; only such pairs are compared. Nothing is missed,
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -55,19 +56,22 @@ def similarity(a: str, b: str) -> float:
 def similar_pairs(texts: Sequence[str], groups: Sequence[object] | None = None) -> Iterator[tuple[int, int]]:
     """The indices of all pairs of normal texts with J >= 4/5, but for pairs within one of the `groups`."""
     sets = [trigrams(text) for text in texts]
+    sizes = [len(grams) for grams in sets]
     counts = Counter(gram for grams in sets for gram in grams)
     rank = {gram: i for i, gram in enumerate(sorted(counts, key=lambda gram: (counts[gram], gram)))}
-    index: dict[str, list[int]] = defaultdict(list)
-    for i in sorted(range(len(texts)), key=lambda i: len(sets[i])):
-        n = len(sets[i])
+    index: dict[str, list[int]] = defaultdict(list)  # gram -> texts that have it among their first, by size
+    for i in sorted(range(len(texts)), key=sizes.__getitem__):
+        n = sizes[i]
         rare_first = sorted(sets[i], key=rank.__getitem__)
         smallest = -(-4 * n // 5)
-        candidates = {j for gram in rare_first[: n - smallest + 1] for j in index[gram]}
+        candidates: set[int] = set()
+        for gram in rare_first[: n - smallest + 1]:
+            # All texts to come are at least as large, so what is too small now is too small for them.
+            del index[gram][: bisect_left(index[gram], smallest, key=sizes.__getitem__)]
+            candidates.update(index[gram])
         for j in sorted(candidates):
-            if (groups is not None and groups[i] == groups[j]) or len(sets[j]) < smallest:
-                continue
             # J >= 4/5  <=>  5 * both >= 4 * (n + m - both)
-            if 9 * len(sets[i] & sets[j]) >= 4 * (n + len(sets[j])):
+            if (groups is None or groups[i] != groups[j]) and 9 * len(sets[i] & sets[j]) >= 4 * (n + sizes[j]):
                 yield j, i
         for gram in rare_first[: n - -(-8 * n // 9) + 1]:
             index[gram].append(i)
