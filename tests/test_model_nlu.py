@@ -351,6 +351,20 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         NLUModel.load(folder)
 
 
+@pytest.mark.parametrize("name", ["embeddings.norm.bias", "heads.intent.values", "layers.0.ffn.up.bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = make().save(tmp_path / "model")
+    arrays = load_file(folder / "model.safetensors")
+    arrays[name].flat[0] = value
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(FlyweightError, match="NaN or infinit") as error:
+        NLUModel.load(folder)
+    assert "\n" not in str(error.value)
+
+
 # parts of size zero -------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from flyweight.answers import Answer, Labels
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
-from flyweight.forms import Float32, Form, pack, unpack
+from flyweight.forms import Float32, Form, finite, pack, unpack
 from flyweight.model.encoder import Encoder, EncoderConfig
 from flyweight.model.linear import Linear, Matrix, set_form
 from flyweight.tokenizer import Encoded, Tokenizer
@@ -241,6 +241,8 @@ class NLUModel(nn.Module):
         try:
             with torch.no_grad():
                 for name, tensor in model.vectors():
+                    if not finite(arrays[name]):
+                        raise CheckpointError(f"{folder}: {name} holds NaN or infinity; train the model again")
                     tensor.copy_(torch.from_numpy(arrays[name]))
             for name, module, _ in model.matrices():
                 entry = config["weights"][name]
