@@ -113,20 +113,32 @@ def losses_table() -> str:
 def cli_reference() -> str:
     """Every verb: its help, arguments and options."""
     command: Any = typer.main.get_command(app)
-    parts = []
-    for name, verb in command.commands.items():
-        text = verb.help.replace("[bold]", "**").replace("[/bold]", "**")
-        body = "\n".join(f"    {t}" if t.startswith("flyweight ") else t for t in text.splitlines())
-        rows = []
-        for p in verb.params:
-            if p.name == "help":
-                continue
-            names = [*p.opts, *p.secondary_opts] if p.param_type_name == "option" else [p.name.upper()]
-            label = ", ".join(f"`{name}`" for name in names)
-            default = "" if p.default is None or p.default is False or p.required else f" [{p.default}]"
-            rows.append(f"| {label} | {getattr(p, 'help', '') or ''}{default} |")
-        parts += [f"## flyweight {name}", "", body.strip(), "", "| | |", "|---|---|", *rows, ""]
-    return "\n".join(parts).rstrip()
+    return "\n".join(line for name, verb in command.commands.items() for line in _verb(name, verb)).rstrip()
+
+
+def _verb(name: str, verb: Any) -> list[str]:
+    """The section of a verb; of a group, its own and those of its verbs."""
+    text = verb.help.replace("[bold]", "**").replace("[/bold]", "**")
+    body = "\n".join(f"    {t}" if t.startswith("flyweight ") else t for t in text.splitlines())
+    rows = []
+    for p in verb.params:
+        if p.name == "help":
+            continue
+        names = [*p.opts, *p.secondary_opts] if p.param_type_name == "option" else [p.name.upper()]
+        label = ", ".join(f"`{name}`" for name in names)
+        default = "" if p.default is None or p.default is False or p.required else f" [{p.default}]"
+        rows.append(f"| {label} | {getattr(p, 'help', '') or ''}{default} |")
+    table = ["| | |", "|---|---|", *rows, ""] if rows else []
+    below = [line for sub, verb in getattr(verb, "commands", {}).items() for line in _verb(f"{name} {sub}", verb)]
+    return [f"## flyweight {name}", "", body.strip(), "", *table, *below]
+
+
+def findings_table() -> str:
+    """What `flyweight data check` can find."""
+    from flyweight.data.check import KINDS
+
+    rows = [f"| {kind} | {severity} | {what} |" for kind, (severity, what) in KINDS.items()]
+    return "\n".join(["| finding | severity | counts |", "|---|---|---|", *rows])
 
 
 def technique_table() -> str:
