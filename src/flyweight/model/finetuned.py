@@ -4,13 +4,14 @@
     *ForTokenClassification       entities only: the classes are tags O, B-x, I-x, in any order
 
 Class names are those of config.json's id2label, or given. A tag set without I-x (all entities are one word) gets an I-x
-that is never chosen; one without B-x (plain I-x tags) gets a B-x with the weights of I-x, which opens an entity where
-I-x may not and never splits one.
+that lies 50 behind its B-x: never chosen, since B-x is legal wherever I-x is. One without B-x (plain I-x tags) gets a
+B-x 2^-10 behind its I-x, which opens an entity where I-x may not and never splits one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flyweight.answers import Labels
 from flyweight.data.tags import tag_names
 from flyweight.errors import CheckpointError, ConfigError
 from flyweight.model.checkpoints import encoder_from, family_of, read_json, read_tensors, taker
+from flyweight.model.encoder import EncoderConfig
 from flyweight.model.families import TAG_HEAD, Family
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel
@@ -28,8 +30,9 @@ from flyweight.model.vocabularies import load_tokenizer
 from flyweight.tokenizer import Tokenizer
 
 SEQUENCE, TOKEN = "ForSequenceClassification", "ForTokenClassification"
-NEVER = -50.0  # logit of a tag that the checkpoint lacks: e^-50 is 2e-22 beside one of 0
-BEHIND = 2.0**-10  # how far a made B-x stays behind its I-x: less than any difference that matters
+# A tag that the checkpoint lacks: the side whose weights it takes, and how far its logit stays behind that side's.
+# 2^-10 is less than any difference that matters; e^-50 is 2e-22 of the probability.
+MADE_OF = {"B": ("I", 2.0**-10), "I": ("B", 50.0)}
 
 
 def load_finetuned(folder: Path, labels: Sequence[str] | None = None, max_tokens: int = 128) -> NLUModel:
@@ -47,34 +50,34 @@ def load_finetuned(folder: Path, labels: Sequence[str] | None = None, max_tokens
     names = _class_names(config, labels, where)
     encoder = encoder_from(config, tensors, where=where)
     tokenizer = load_tokenizer(folder, min(max_tokens, encoder.config.max_positions))
-    take = taker(tensors, family, where)
-    try:
-        with torch.no_grad():
-            if kind == SEQUENCE:
-                head = family.classifier
-                model = NLUModel(encoder.config, tokenizer, Labels(names), pooling=head.pooling)
-                assert model.pooler is not None  # every family's classifier has one
-                _copy(model.pooler, take, head.pooler)
-                _copy(model.intent_head, take, head.out)
-            else:
-                model = _tagger(encoder.config, tokenizer, names, take, where)
-            model.encoder.load_state_dict(encoder.state_dict())
-    except RuntimeError as error:
-        n = f"{len(names)} class names"
-        raise CheckpointError(f"{where}: the head does not fit {n}: {str(error).splitlines()[0]}") from error
+    take = taker(tensors, replace(family, prefix=""), where)  # heads are named whole
+    with torch.no_grad():
+        if kind == SEQUENCE:
+            head = family.classifier
+            model = NLUModel(encoder.config, tokenizer, Labels(names), pooling=head.pooling)
+            assert model.pooler is not None  # every family's classifier has one
+            _copy(model.pooler, take, head.pooler, where)
+            _copy(model.intent_head, take, head.out, where)
+        else:
+            theirs = Linear(encoder.config.hidden, len(names))
+            _copy(theirs, take, TAG_HEAD, where)
+            model = _tagger(encoder.config, tokenizer, names, theirs, where)
+        model.encoder.load_state_dict(encoder.state_dict())
     model.card.steps.append({"imported": f"{config['model_type']} {kind}"})
     return model.eval()
 
 
 def _kind(config: dict[str, Any], tensors: dict[str, Tensor], family: Family, where: str) -> str:
     """Which of the two heads the folder holds: what config.json calls it, else what its tensors look like."""
-    named = [str(name) for name in config.get("architectures") or []]
+    listed = config.get("architectures")
+    named = [str(name) for name in listed] if isinstance(listed, list) else []
     for kind in (SEQUENCE, TOKEN):
         if any(name.endswith(kind) for name in named):
             return kind
-    pooler, out = f"{family.classifier.pooler}.weight", f"{family.classifier.out}.weight"
-    if not named and out in tensors:
-        return SEQUENCE if pooler in tensors else TOKEN
+    heads = {SEQUENCE: (family.classifier.pooler, family.classifier.out), TOKEN: (TAG_HEAD,)}
+    for kind, parts in heads.items():
+        if not named and all(f"{part}.weight" in tensors for part in parts):
+            return kind
     found = f"a {' '.join(named)}" if named else "an encoder without a head"
     raise CheckpointError(
         f"{where} holds {found}; allowed: a *{SEQUENCE} or *{TOKEN} (a base is fine-tuned with flyweight train --base)"
@@ -91,26 +94,27 @@ def _class_names(config: dict[str, Any], labels: Sequence[str] | None, where: st
         source = "labels"
     else:
         table = config.get("id2label")
-        if not isinstance(table, dict) or not all(str(i) in table for i in range(len(table))):
+        if not isinstance(table, dict) or not table or not all(str(i) in table for i in range(len(table))):
             raise CheckpointError(f"{where}: config.json has no id2label from 0 on; give the class names with --labels")
         names = tuple(str(table[str(i)]) for i in range(len(table)))
         source = f"{where}: id2label"
-        if all(name == f"LABEL_{i}" for i, name in enumerate(names)):
+        if len(names) > 1 and all(name == f"LABEL_{i}" for i, name in enumerate(names)):
             raise CheckpointError(
                 f"{where}: config.json names the classes LABEL_0 to LABEL_{len(names) - 1}, which says nothing; "
                 "give their names in this order with --labels FILE"
             )
     if len(names) < 2 or len(set(names)) != len(names) or not all(name.strip() for name in names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        found = f"{len(names)} names" + (f", {twice[0]!r} more than once" if twice else "")
-        raise ConfigError(f"{source}: {found}; allowed: at least 2 different names, none empty")
+        found = f"{len(names)} class name(s)" + (f", {twice[0]!r} more than once" if twice else "")
+        kind = CheckpointError if labels is None else ConfigError
+        raise kind(f"{source}: {found}; allowed: at least 2 different names, none empty")
     return names
 
 
 def _tagger(
-    config: Any, tokenizer: Tokenizer, names: tuple[str, ...], take: Callable[[str], Tensor], where: str
+    config: EncoderConfig, tokenizer: Tokenizer, names: tuple[str, ...], theirs: Linear, where: str
 ) -> NLUModel:
-    """A model without intents whose tag head has the rows of the checkpoint's in our order."""
+    """A model without intents whose tag head has the rows of the checkpoint's, `theirs`, in our order."""
     odd = [name for name in names if name != "O" and (name[:2] not in ("B-", "I-") or len(name) < 3 or "#" in name)]
     if odd or "O" not in names:
         found = f"the tag {odd[0]!r}" if odd else "no tag 'O'"
@@ -121,22 +125,22 @@ def _tagger(
     model = NLUModel(config, tokenizer, labels)
     assert model.tag_head is not None
     assert model.tag_head.bias is not None
-    weight, bias = take(f"{TAG_HEAD}.weight"), take(f"{TAG_HEAD}.bias")
-    if weight.shape != (len(names), config.hidden) or bias.shape != (len(names),):
-        raise CheckpointError(
-            f"{where}: the head is {tuple(weight.shape)}, config.json and labels say {(len(names), config.hidden)}"
-        )
+    assert theirs.bias is not None
     at = {name: i for i, name in enumerate(names)}
     for row, tag in enumerate(tag_names(labels.entity_labels)):
-        source, lag = at.get(tag), 0.0
-        if source is None and tag.startswith("B-"):
-            source, lag = at[f"I-{tag[2:]}"], BEHIND
-        model.tag_head.weight[row] = 0.0 if source is None else weight[source]
-        model.tag_head.bias[row] = NEVER if source is None else bias[source] - lag
+        side, behind = (tag[0], 0.0) if tag in at else MADE_OF[tag[0]]
+        source = at[side + tag[1:]]
+        model.tag_head.weight[row] = theirs.weight[source]
+        model.tag_head.bias[row] = theirs.bias[source] - behind
     return model
 
 
-def _copy(module: Linear, take: Callable[[str], Tensor], name: str) -> None:
-    module.weight.copy_(take(f"{name}.weight"))
-    assert module.bias is not None
-    module.bias.copy_(take(f"{name}.bias"))
+def _copy(module: Linear, take: Callable[[str], Tensor], name: str, where: str) -> None:
+    for kind in ("weight", "bias"):
+        found, wanted = take(f"{name}.{kind}"), getattr(module, kind)
+        if found.shape != wanted.shape:  # copy_ would repeat a row
+            raise CheckpointError(
+                f"{where}: '{name}.{kind}' is {tuple(found.shape)}; config.json and the class names say "
+                f"{tuple(wanted.shape)}"
+            )
+        wanted.copy_(found)

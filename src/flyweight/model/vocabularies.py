@@ -4,18 +4,29 @@
     vocab.txt                    WordPiece (BERT, DistilBERT, ELECTRA, MPNet); lower case as tokenizer_config.json says
     vocab.json + merges.txt      byte-level BPE (RoBERTa)
 
-A sentencepiece.bpe.model alone is refused, with the way to a tokenizer.json.
+A SentencePiece model alone, and tokens that were added behind the vocabulary, are refused, with the way to a
+tokenizer.json.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flyweight.data.source import listed
 from flyweight.errors import CheckpointError
 from flyweight.tokenizer import Tokenizer
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "added_tokens.json",
+)
 SPECIAL = {"cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]"}
 CONVERT = (
     "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), "
@@ -30,10 +41,10 @@ def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
         if not path.is_file() and any(folder.glob("*.model")):
             raise CheckpointError(f"{folder} has a SentencePiece model, but no tokenizer.json; {CONVERT}")
         return Tokenizer.from_file(path, max_tokens)
-    settings = _settings(folder)
+    settings = _settings(folder / "tokenizer_config.json")
     try:
         if (folder / "vocab.txt").is_file():
-            source = _word_piece(folder / "vocab.txt", settings)
+            source = _word_piece(folder, settings)
         else:
             source = _byte_level_bpe(folder, settings)
     except CheckpointError:
@@ -43,8 +54,8 @@ def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     return Tokenizer(source, max_tokens)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
+def _settings(path: Path) -> dict[str, Any]:
+    """A JSON object of a file; empty without the file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
@@ -52,10 +63,25 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _word_piece(path: Path, settings: dict[str, Any]) -> str:
+def _added(folder: Path, settings: dict[str, Any], vocab: Mapping[str, int]) -> list[str]:
+    """Tokens that are never split, beside the special ones: those of later training. Errors: CheckpointError."""
+    decoder = settings.get("added_tokens_decoder")
+    tokens = list(decoder.values()) if isinstance(decoder, dict) else []
+    more = settings.get("additional_special_tokens")
+    tokens += more if isinstance(more, list) else []
+    tokens += _settings(folder / "added_tokens.json")
+    found = [t for t in map(_content, tokens) if t]
+    behind = [t for t in found if t not in vocab]
+    if behind:
+        raise CheckpointError(f"{folder} adds tokens to its vocabulary ({listed(behind)}); {CONVERT}")
+    return found
+
+
+def _word_piece(folder: Path, settings: dict[str, Any]) -> str:
     from tokenizers import Tokenizer as Package
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+    path = folder / "vocab.txt"
     lines = path.read_text(encoding="utf-8").split("\n")
     vocab = {line.rstrip("\r"): i for i, line in enumerate(lines) if line or i < len(lines) - 1}
     named = {key: _token(settings, key, default) for key, default in SPECIAL.items()}
@@ -72,7 +98,7 @@ def _word_piece(path: Path, settings: dict[str, Any]) -> str:
     made.decoder = decoders.WordPiece()
     cls, sep = ((named[key], vocab[named[key]]) for key in ("cls", "sep"))
     made.post_processor = processors.TemplateProcessing(single=f"{cls[0]} $A {sep[0]}", special_tokens=[cls, sep])
-    made.add_special_tokens([token for token in named.values() if token in vocab])
+    made.add_special_tokens([t for t in [*named.values(), *_added(folder, settings, vocab)] if t in vocab])
     return str(made.to_str())
 
 
@@ -84,7 +110,7 @@ def _byte_level_bpe(folder: Path, settings: dict[str, Any]) -> str:
         raise CheckpointError(f"{folder} has a vocab.json, but no merges.txt; both are needed, or a tokenizer.json")
     vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     spaced = bool(settings.get("add_prefix_space", False))
-    named = {key: _token(settings, f"{key}", f"<{key}>") for key in ("pad", "unk", "mask")}
+    named = {key: _token(settings, key, f"<{key}>") for key in ("pad", "unk", "mask")}
     named |= {"cls": _token(settings, "cls", "<s>"), "sep": _token(settings, "sep", "</s>")}
     missing = [named[key] for key in ("cls", "sep") if named[key] not in vocab]
     if missing:
@@ -94,14 +120,18 @@ def _byte_level_bpe(folder: Path, settings: dict[str, Any]) -> str:
     made.decoder = decoders.ByteLevel()
     cls, sep = ((named[key], vocab[named[key]]) for key in ("cls", "sep"))
     made.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=spaced)
-    # As in transformers the mask takes the blank before it along.
+    # As in transformers 4 the mask takes the blank before it along.
     tokens = [AddedToken(t, lstrip=key == "mask", normalized=False) for key, t in named.items() if t in vocab]
-    made.add_special_tokens(tokens)
+    made.add_special_tokens([*tokens, *_added(folder, settings, vocab)])
     return str(made.to_str())
 
 
 def _token(settings: dict[str, Any], key: str, default: str) -> str:
-    """A special token by its entry in tokenizer_config.json, a text or {"content": text}."""
-    found = settings.get(f"{key}_token", default)
-    content = found.get("content") if isinstance(found, dict) else found
-    return content if isinstance(content, str) else default
+    """A special token by its entry in tokenizer_config.json."""
+    return _content(settings.get(f"{key}_token")) or default
+
+
+def _content(entry: object) -> str | None:
+    """The text of a token's entry, a text or {"content": text}."""
+    content = entry.get("content") if isinstance(entry, dict) else entry
+    return content if isinstance(content, str) else None
