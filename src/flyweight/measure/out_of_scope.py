@@ -42,8 +42,11 @@ class OutOfScope:
 
 
 def out_of_scope(answers: Sequence[Answer], messages: Sequence[Message]) -> OutOfScope | None:
-    """How well answers tell out-of-scope messages from the others; None unless both kinds are there."""
-    known = [(m, a) for m, a in zip(messages, answers, strict=True) if m.intent is not None]
+    """How well answers tell out-of-scope messages from the others; None unless both kinds are there.
+
+    Answers of a model without intents do not count.
+    """
+    known = [(m, a) for m, a in zip(messages, answers, strict=True) if m.intent is not None and a.intents]
     outside = np.array([is_out_of_scope(m.intent) for m, _ in known], dtype=bool)
     if not outside.any() or outside.all():
         return None

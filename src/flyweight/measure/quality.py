@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # flyweight.answers loads the tokenizer; measuring does not n
 N_BINS = 15  # equal-width bins of the calibration error, as in Guo et al. 2017, arXiv:1706.04599
 ANSWER_BLOCK = 64  # messages handed to a model at once, between two calls of `progress`
 TEMPERATURES = (0.05, 20.0)
+THRESHOLD_MARGIN = 1e-4
 
 
 class SpanScores(NamedTuple):
@@ -44,8 +45,8 @@ class Quality:
     """What `evaluate` found. Scores and rates are fractions (0 to 1), losses are percent.
 
     Intent scores, `exact_frame_accuracy` and `expected_calibration_error` are over the `n_intent_messages` messages
-    whose gold intent is known; span scores and flips are over all `n_messages`. A score over nothing is 0:
-    `n_intent_messages` and `n_gold_spans` tell whether there was anything to score.
+    whose gold intent is known, none for a model without intents; span scores and flips are over all `n_messages`. A
+    score over nothing is 0: `n_intent_messages` and `n_gold_spans` tell whether there was anything to score.
     Everything from `n_flips` on is about the parent: None or empty without `against`. A flip is a message whose
     answer (intent or spans) changed: {"text", "gold", "parent", "child"}, each of the last three a frame
     {"intent", "entities": [[start, end, label], ...]}. `out_of_scope` is None unless messages of both kinds are there.
@@ -207,16 +208,18 @@ def expected_calibration_error(
 
 
 def fit_threshold(confidences: np.ndarray, rate: float) -> float:
-    """The largest threshold that turns away at most the share `rate` of messages in scope.
+    """The largest threshold, but for a hair, that turns away at most the share `rate` of messages in scope.
 
-        threshold = the (floor(rate * n) + 1)-th smallest confidence; confidences below it are turned away
+        threshold = (1 - 1e-4) * the (floor(rate * n) + 1)-th smallest confidence; confidences below it are turned away
 
-    confidences (n,) of the best intent in scope, of validation messages in scope; rate in [0, 1). 0 for no messages.
+    The hair keeps the message at the edge, whatever batch or engine rounds its logits: 1e-5 in a logit is at most 1e-5
+    of a confidence. confidences (n,) of the best intent in scope, of validation messages in scope; rate in [0, 1).
+    0 for no messages.
     """
     if not len(confidences):
         return 0.0
-    found = np.sort(confidences)[int(rate * len(confidences) + 1e-9)]
-    return float(min(found, np.nextafter(1.0, 0.0)))  # a softmax may round to 1, which no threshold may be
+    kept = np.sort(confidences)[int(rate * len(confidences) + 1e-9)]  # 0.29 * 100 is a hair below 29
+    return float(kept * (1 - THRESHOLD_MARGIN))
 
 
 def fit_temperature(logits: np.ndarray, gold: Sequence[int] | np.ndarray) -> float:
@@ -290,8 +293,9 @@ def _same_length(what: str, found: Sequence[object] | np.ndarray, wanted: Sequen
 def _outcomes(answers: Sequence[Answer], messages: Sequence[Message], codes: dict[str, int]) -> Outcomes:
     """Reduce answers to codes and counts; `codes` numbers intents and grows, so a parent and a child can share it."""
     _same_length("answers", answers, messages)
-    gold = [-1 if m.intent is None else codes.setdefault(m.intent, len(codes)) for m in messages]
-    predicted = [codes.setdefault(_predicted(a, m), len(codes)) for a, m in zip(answers, messages, strict=True)]
+    pairs = list(zip(answers, messages, strict=True))
+    gold = [codes.setdefault(m.intent, len(codes)) if m.intent is not None and a.intents else -1 for a, m in pairs]
+    predicted = [codes.setdefault(_predicted(a, m), len(codes)) for a, m in pairs]
     spans = _span_outcomes([m.entities for m in messages], [answer.entities for answer in answers])
     return replace(spans, gold=np.array(gold, dtype=np.int64), predicted=np.array(predicted, dtype=np.int64))
 

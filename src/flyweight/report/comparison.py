@@ -58,6 +58,11 @@ class Row:
     speedup: float | None
 
     @property
+    def scores_intents(self) -> bool:
+        """Are there intent scores to show? Not of messages without intents, nor of a model without."""
+        return self.quality.n_intent_messages > 0
+
+    @property
     def scores_spans(self) -> bool:
         """Is there a span F1 to show? An entity head that finds none of the gold spans has one: 0."""
         return self.tags_entities and self.quality.n_gold_spans + self.quality.n_predicted_spans > 0

@@ -56,7 +56,7 @@ def train(
     looked at. Errors: DataError (no labels), CheckpointError (base), ConfigError (settings).
     """
     settings = settings or default_settings(base)
-    check_share("fallback_rate", fallback_rate)
+    _check_fallback(fallback_rate, data)
     model = build(data, base, pooling=pooling, max_tokens=max_tokens, seed=settings.seed)
     model.labels = replace(model.labels, fallback_rate=fallback_rate)
     loss = labels_loss if teacher is None else soft_labels_loss(teacher, model, data.train, progress)
@@ -87,8 +87,7 @@ def build(
         tuple(sorted({e.label for m in data.train for e in m.entities})),
         synonyms={k.lower(): v for k, v in data.synonyms.items()},
     )
-    if max_tokens < 4:
-        raise ConfigError(f"max_tokens is {max_tokens}; at least 4")
+    _check_max_tokens(max_tokens)
     torch.manual_seed(seed)
     if base == "small":
         source = train_tokenizer((m.text for m in data.train), VOCABULARY)
@@ -143,6 +142,21 @@ def calibrate(model: NLUModel, validation: Sequence[Message]) -> None:
     model.labels = labels
 
 
+def _check_fallback(rate: float, data: NLUData | None) -> None:
+    """ConfigError unless `rate` is a share, and there are messages to fit a threshold on where it is not 0."""
+    check_share("fallback_rate", rate)
+    if rate and not (data and any(m.intent is not None for m in data.validation)):
+        raise ConfigError(
+            f"fallback_rate is {rate}, but there are no validation messages with intents to fit a threshold on; "
+            "give data with a validation part, or leave fallback_rate out"
+        )
+
+
+def _check_max_tokens(n: int) -> None:
+    if n < 4:
+        raise ConfigError(f"max_tokens is {n}; at least 4")
+
+
 def import_teacher(
     folder: str | Path,
     data: NLUData | None = None,
@@ -158,9 +172,12 @@ def import_teacher(
     the temperature stays 1 and golden messages are those of the embedded data set.
     Errors: CheckpointError (the folder), ConfigError (labels), DataError (data of other labels).
     """
-    check_share("fallback_rate", fallback_rate)
+    _check_fallback(fallback_rate, data)
+    _check_max_tokens(max_tokens)
     folder = Path(folder).expanduser()
     model = load_finetuned(folder, labels, max_tokens)
+    if fallback_rate and not model.labels.intents:
+        raise ConfigError(f"fallback_rate is {fallback_rate}; a model without intents has no threshold, leave it out")
     model.labels = replace(model.labels, fallback_rate=fallback_rate)
     golden = (load_data("assistant") if data is None else data).train
     model.card = replace(model.card, base=_public_name(str(folder)), golden=golden_messages(golden))
