@@ -129,7 +129,7 @@ def test_data_goes_to_stdout_and_talk_to_stderr(bot: Path, tmp_path: Path) -> No
     missing = subprocess.run(command("parse", tmp_path / "no.fly", "hi"), capture_output=True, text=True)
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr.count("\n") == 1
-    usage = subprocess.run(command("parse"), capture_output=True, text=True)
+    usage = subprocess.run(command("inspect"), capture_output=True, text=True)
     assert (usage.returncode, usage.stdout, usage.stderr.count("\n")) == (2, "", 1)
 
 

@@ -13,7 +13,7 @@ from cli_cases import Call, Done, Place
 import flyweight
 from flyweight.cli.main import app
 
-VERBS = ["train", "compress", "evaluate", "bench", "parse", "inspect", "verify", "demo", "doctor"]
+VERBS = ["train", "import", "compress", "evaluate", "bench", "parse", "inspect", "verify", "demo", "doctor"]
 
 
 def test_every_verb_is_tested_here() -> None:
@@ -53,7 +53,7 @@ def test_help_of_the_whole_and_version(call: Call) -> None:
         (["train", "x.csv", "--out", "y", "--seed", "1.5"], "flyweight train: Invalid value for '--seed'"),
         (["train", "x.csv", "--out", "y", "--seed", str(2**63)], "flyweight train: Invalid value for '--seed'"),
         (["compress", "b", "x.csv", "--out", "y", "--seed", "-1"], "flyweight compress: Invalid value for '--seed'"),
-        (["parse"], "flyweight parse: Missing argument"),
+        (["parse", "--threshold", "high"], "flyweight parse: Invalid value for '--threshold'"),
         (["bench"], "flyweight bench: Missing argument"),
         (["inspect", "a.fly", "b.fly"], "flyweight inspect: Got unexpected extra argument"),
         (["verify", "a.fly", "--quick"], "flyweight verify: No such option: --quick"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ def parse(
         list[str] | None,
         typer.Argument(
             metavar="[FLY] [TEXT]...",
-            help="A .fly file (else the bundled model answers), then messages; without any, one a line from stdin.",
+            help="A .fly file, or 'assistant': the bundled model, which answers where none is named; then messages "
+            "(without any: one a line from stdin).",
         ),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Least confidence, below it nlu_fallback; by default the file's own.")
+        float | None,
+        typer.Option(help="Least confidence, below it nlu_fallback; 0 for none, by default the file's own."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line (Rasa's parse result).")] = False,
 ) -> None:
@@ -42,7 +45,7 @@ def parse(
     from flyweight.runtime.parser import BUNDLED, load
 
     text = list(words or [])
-    fly = text.pop(0) if text and (text[0].endswith(".fly") or Path(text[0]).is_file()) else BUNDLED
+    fly = text.pop(0) if text and (text[0] == BUNDLED or _names_a_model(text[0])) else BUNDLED
     if not text and sys.stdin.isatty():
         raise ConfigError("no message: give one after the file, or pipe lines into stdin")
     nlu = load(fly, threshold=threshold)
@@ -57,6 +60,11 @@ def parse(
             continue
         spans = show.entities_text(answer["entities"])
         print(f"{answer['intent']['name'] or '-'}\t{answer['intent']['confidence']:.4f}\t{spans}", flush=True)
+
+
+def _names_a_model(word: str) -> bool:
+    """Whether a word names a .fly file, or a model folder, which is refused, rather than being a message."""
+    return word.endswith(".fly") or os.path.isfile(word) or os.path.isfile(os.path.join(word, "config.json"))
 
 
 def inspect(
@@ -92,7 +100,7 @@ def inspect(
         ("golden samples", f"{len(m['golden']['texts'])}, tolerance {m['golden']['tolerance']:.3g}"),
     ]
     for step in lineage["steps"]:
-        facts.append((next(k for k in ("training", "imported", "technique") if k in step), _step(step)))
+        facts.append((next((k for k in ("training", "imported") if k in step), step.get("technique")), _step(step)))
     show.print_table(["what", "found"], facts, "model card")
     print()
     rows = []
@@ -191,7 +199,9 @@ def _step(step: dict) -> str:
     if "training" in step:
         return f"{step['messages']} messages, {step['steps']} steps, best epoch {step['best_epoch']}"
     quality = step["quality"]
-    loss = quality.get("losses", {}).get("intent_macro_f1", {}).get("loss_percent")
-    measured = f"; macro-F1 {quality['intent_macro_f1']:.4f} (loss {loss:+.2f}%)" if loss is not None else ""
+    metric = "intent_macro_f1" if quality.get("n_intent_messages") else "span_f1"
+    loss = quality.get("losses", {}).get(metric, {}).get("loss_percent")
+    name = show.METRIC_NAMES[metric]
+    measured = f"; {name} {quality[metric]:.4f} (loss {loss:+.2f}%)" if loss is not None else ""
     settings = ", ".join(f"{k}={str(v).lower()}" for k, v in step["settings"].items())
     return f"{settings}; {step['file_bytes'] / 1e6:.2f} MB{measured}"

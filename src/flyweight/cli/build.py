@@ -131,7 +131,7 @@ def compress(
 
     if (technique is None) == (recipe is None):
         raise ConfigError("give either --technique (once or more) or --recipe")
-    _check_out(out, model, overwrite)
+    _check_out(out, model, "model that is to be compressed", overwrite)
     steps = Recipe.load(recipe) if recipe else Recipe.parse(technique or [])
     teacher = NLUModel.load(model)
     split = recorded_split(teacher.card.split)
@@ -208,9 +208,7 @@ def import_model(
     from flyweight.data.source import read_text
     from flyweight.training.teacher import import_teacher
 
-    _check_out(out, folder, overwrite)
-    if fallback_rate and not data:
-        raise ConfigError("--fallback-rate fits a threshold on messages; give them with --data")
+    _check_out(out, folder, "folder that is to be imported", overwrite)
     names = [line.strip() for line in read_text(labels).splitlines() if line.strip()] if labels else None
     found = load_data(data, text_column=text_column, intent_column=intent_column) if data else None
     model = import_teacher(folder, found, labels=names, max_tokens=max_tokens, fallback_rate=fallback_rate)
@@ -224,7 +222,7 @@ def import_model(
         return
     what = f"{len(made.intents)} intents" if made.intents else f"{len(made.entity_labels)} entity types"
     print(f"{out}: {model.card.steps[-1]['imported']}, {what}, {model.n_parameters() / 1e6:.1f} M parameters")
-    if not data:
+    if made.intents and not data:
         show.note("note: without --data confidences are not calibrated (temperature 1) and no threshold is fitted")
 
 
@@ -236,10 +234,10 @@ def _teacher(path: Path) -> Teacher:
     return LogitsTeacher.from_file(path) if path.suffix == ".jsonl" else NLUModel.load(path)
 
 
-def _check_out(out: Path, model: Path, overwrite: bool) -> None:
-    """Refuse to write over the model itself, and over whatever exists unless told."""
-    if out.resolve() == model.resolve():
-        raise ConfigError(f"--out is {out}, the model that is to be compressed; choose another --out")
+def _check_out(out: Path, source: Path, role: str, overwrite: bool) -> None:
+    """Refuse to write over the source itself, and over whatever exists unless told."""
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"--out is {out}, the {role}; choose another --out")
     if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
         what = "a model" if out.is_file() or (out / "config.json").exists() else "files"
         raise ConfigError(f"{out} already holds {what}; choose another --out, or add --overwrite")

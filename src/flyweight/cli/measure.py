@@ -61,7 +61,8 @@ def evaluate(
         contenders.append(Contender("TF-IDF + SVM", "scikit-learn", ClassicClassifier.fit(asked.train), child=False))
     show.note(f"measured on {asked.which}")
     known: Any = child.model
-    strange = [m.intent for m in asked.messages if m.intent is not None and m.intent not in known.labels.intents]
+    intents = known.labels.intents
+    strange = [m.intent for m in asked.messages if intents and m.intent is not None and m.intent not in intents]
     n_unknown = sum(not is_out_of_scope(intent) for intent in strange)
     if n_unknown:
         show.note(f"note: {n_unknown} of them have an intent that {child.name} does not know: it cannot be right there")
@@ -72,15 +73,17 @@ def evaluate(
     show.comparison_table(rows)
     row = rows[1 if against else 0]
     q = row.quality
-    spans = f", span precision {q.span_precision:.4f}, recall {q.span_recall:.4f}" if row.scores_spans else ""
-    print(
-        f"{row.name}: exact frames {q.exact_frame_accuracy:.4f}, calibration error {q.expected_calibration_error:.4f}"
-        f"{spans}"
-    )
+    scores = [
+        f"exact frames {q.exact_frame_accuracy:.4f}, calibration error {q.expected_calibration_error:.4f}"
+        if row.scores_intents
+        else "",
+        f"span precision {q.span_precision:.4f}, recall {q.span_recall:.4f}" if row.scores_spans else "",
+    ]
+    print(f"{row.name}: {', '.join(filter(None, scores)) or 'nothing to score'}")
     if q.out_of_scope:
         print(show.out_of_scope_text(q.out_of_scope))
     for name, loss in q.losses.items():
-        if name != "span_f1" or row.scores_spans:
+        if row.scores_spans if name == "span_f1" else row.scores_intents:
             print(show.loss_text(name, loss.to_dict()))
     for flip in q.flips[:SHOWN_FLIPS]:
         parent, now, gold = (show.frame_text(flip[k]) for k in ("parent", "child", "gold"))

@@ -16,10 +16,11 @@ def print_receipts(receipts: Sequence[dict[str, Any]], tags_entities: bool, titl
         q = r["quality"]
         has_spans = tags_entities and q["n_gold_spans"] + q["n_predicted_spans"] > 0
         name = name_and_settings(r["technique"], r["settings"])
-        cells = [f"{q['intent_macro_f1']:.4f}", f"{q['span_f1']:.4f}" if has_spans else "-", f"{q['n_flips']}"]
+        scored = {"intent_macro_f1": q["n_intent_messages"] > 0, "span_f1": has_spans}
+        cells = [*(f"{q[metric]:.4f}" if there else "-" for metric, there in scored.items()), f"{q['n_flips']}"]
         times = [f"{r['latency_ms']:.2f} / {r['parent_ms']:.2f}", f"{r['minutes']:.2f}"]
         rows.append([name, *cells, f"{r['file_bytes'] / 1e6:.2f}", *times])
-        for metric in ("intent_macro_f1", "span_f1") if has_spans else ("intent_macro_f1",):
+        for metric in [metric for metric, there in scored.items() if there]:
             losses.append(f"{r['technique']}: {show.loss_text(metric, q['losses'][metric])}")
     columns = ["technique", "macro-F1", "span F1", "flips", "MB", "ms / parent", "minutes"]
     show.print_table(columns, rows, title)

@@ -68,8 +68,8 @@ def _cells(row: Row) -> list[str]:
     q = row.quality
     return [
         f"{row.name} ({row.engine})",
-        f"{q.intent_macro_f1:.4f}",
-        f"{q.intent_accuracy:.4f}",
+        f"{q.intent_macro_f1:.4f}" if row.scores_intents else "-",
+        f"{q.intent_accuracy:.4f}" if row.scores_intents else "-",
         f"{q.span_f1:.4f}" if row.scores_spans else "-",
         "-" if q.n_flips is None else f"{q.n_flips}",
         "-" if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f}",

@@ -144,7 +144,7 @@ def load(
     None takes the file's own.
     Errors: ArtifactError (damaged or unknown file), ParityError (golden samples differ), ConfigError (settings).
     """
-    if str(path) == BUNDLED and not Path(path).exists():
+    if str(path) == BUNDLED and not Path(path).is_file():
         path = BUNDLED_FILE
     parser = Parser(read(path), threads=threads, engine=engine, threshold=threshold)
     if check:
