@@ -266,7 +266,7 @@ WHOLE = 'allowed: {"rasa_nlu_data": {"common_examples": [...], ...}}'
         (
             rasa_json('"entity_synonyms": [{"value": "a", "synonyms": ["b",\n7]}]'),
             3,
-            "an element of synonyms is 7; allowed: a string that is not empty",
+            "one of the synonyms is 7; allowed: a string that is not empty",
         ),
         (
             rasa_json('"regex_features": [{"name": "a"}]'),

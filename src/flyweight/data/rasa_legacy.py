@@ -192,7 +192,7 @@ def _field(item: JsonNode, fields: dict[str, JsonNode], key: str, allowed: str) 
 
 
 def _strings(node: JsonNode, what: str) -> list[str]:
-    return [_string(element, f"an element of {what}") for element in node.items(what, "allowed: a list of strings")]
+    return [_string(element, f"one of the {what}") for element in node.items(what, "allowed: a list of strings")]
 
 
 def _string(node: JsonNode, what: str) -> str:
