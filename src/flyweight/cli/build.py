@@ -23,7 +23,7 @@ FallbackRate = Annotated[
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="Rasa YAML, CSV, TSV, JSONL, seq.in folder, or 'assistant'.")],
+    data: show.Source,
     out: Annotated[Path, typer.Option(help="Folder for the trained model (and its checkpoint meanwhile).")],
     base: Annotated[str, typer.Option(help="minilm, small, a checkpoint folder, or a Hub id.")] = "minilm",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training messages; by default chosen.")] = None,

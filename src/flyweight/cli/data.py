@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from flyweight.data.messages import NLUData
     from flyweight.data.write import Form
 
-Source = Annotated[str, typer.Argument(help="Rasa NLU, CSV, TSV, JSONL, CoNLL, seq.in folder, or 'assistant'.")]
 FormName = Annotated[str | None, typer.Option("--form", help="yaml (Rasa 3.1) or jsonl; by default yaml.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
@@ -42,7 +41,7 @@ def data(context: typer.Context) -> None:
 
 @app.command("check")
 def check(
-    path: Source,
+    path: show.Source,
     examples: Annotated[int, typer.Option(min=0, help="Examples shown of each finding.")] = 5,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
@@ -78,7 +77,7 @@ def check(
 
 @app.command("split")
 def split(
-    path: Source,
+    path: show.Source,
     out: Annotated[Path, typer.Option(help="Folder for train, validation and test.")],
     test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
     validation: Annotated[float, typer.Option(help="Share of the rest held out for choosing, likewise.")] = 0.1,
@@ -115,7 +114,7 @@ def split(
 
 @app.command("convert")
 def convert(
-    path: Source,
+    path: show.Source,
     out: Annotated[Path, typer.Option(help="A .yml or .jsonl file for all messages, or a folder for their parts.")],
     form: FormName = None,
     text_column: show.TextColumn = None,

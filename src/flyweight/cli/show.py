@@ -22,6 +22,12 @@ NUMBER = re.compile(r"[+-]?\d[\d.,x%/ +-]*|-")
 METRIC_NAMES = {"intent_accuracy": "accuracy", "intent_macro_f1": "macro-F1", "span_f1": "span F1"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A Rasa NLU, CSV, TSV, JSON or CoNLL file, a folder of them or with seq.in, hub:owner/name, 'assistant'."
+    ),
+]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the text, where a table names it unusually.")]
 IntentColumn = Annotated[str | None, typer.Option(help="Column of the intent, likewise.")]
 
