@@ -5,7 +5,7 @@
     fw.train(data, base="small", teacher=fw.LogitsTeacher.from_file("xlnet.jsonl"))
 
 The file is JSON Lines. The first line names the classes, `tags` only for a teacher of entities; then one line a text,
-`words` the character spans that the rows of `tags` belong to:
+`words` the character spans [start, end) that the rows of `tags` belong to:
 
     {"intents": ["greet", "book"], "tags": ["O", "B-city", "I-city"]}
     {"text": "to Rome", "intent": [-1.2, 3.4], "words": [[0, 2], [3, 7]], "tags": [[5, 0, -2], [-1, 4, 0]]}
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,10 @@ from flyweight.errors import ConfigError, DataError
 from flyweight.measure.quality import ANSWER_BLOCK
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
-from flyweight.training.losses import Batch, Loss, labels_loss
+from flyweight.training.losses import Batch, Loss, heads_loss
 
-ABSENT = -50.0  # logit of a tag that the teacher does not have, or cannot mean: e^-50 is 2e-22 beside one of 0
+ABSENT = -50.0  # of a tag that cannot be meant, where the likeliest tag has 0: e^-50 is 2e-22 of its probability
+LARGEST = 1e30  # differences of larger logits overflow in float32
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,27 @@ class LogitsTeacher:
         odd = [t for t in tags if t != "O" and (t[:2] not in ("B-", "I-") or len(t) < 3)]
         if len(intents) < 2 or len(set(intents)) < len(intents):
             raise ConfigError(f"a teacher of {len(intents)} intents ({listed(intents)}); allowed: 2 or more, each once")
-        if odd or (tags and "O" not in tags) or len(set(tags)) < len(tags):
+        if odd or (tags and "O" not in tags) or len(set(tags)) < len(tags) or len(tags) == 1:
             raise ConfigError(f"a teacher's tags are {listed(tags)}; allowed: O, B-name and I-name, each once")
         self.labels = Labels(tuple(intents), tuple(sorted({t[2:] for t in tags if t != "O"})))
 
     @classmethod
     def from_file(cls, path: str | Path) -> LogitsTeacher:
         """A teacher that knows the texts of a JSON Lines file (see the module). Errors: DataError with the line."""
-        return _File(Path(path)).teacher()
+        teacher = _File(Path(path)).teacher
+        assert teacher is not None  # a file without the first line is refused
+        return teacher
 
     def taught(self, texts: Sequence[str]) -> list[Taught]:
         """Logits of each text, tags in the order of `labels.tags`. Errors: DataError for logits of a wrong shape."""
-        found = list(self.function(list(texts)))
-        if len(found) != len(texts):
-            raise DataError(f"a teacher gave {len(found)} rows for {len(texts)} texts", allowed="one row a text")
-        return [self._row(text, row) for text, row in zip(texts, found, strict=True)]
+        found = self.function(list(texts))
+        n_rows = len(found) if hasattr(found, "__len__") else 0
+        if n_rows != len(texts):
+            raise DataError(f"a teacher gave {n_rows} rows for {len(texts)} texts", allowed="one row a text is needed")
+        try:
+            return [self._checked(text, row) for text, row in zip(texts, found, strict=True)]
+        except _RowError as error:
+            raise DataError(f"a teacher gave {error.found}", allowed=f"allowed: {error.allowed}") from error
 
     def answers(self, texts: Sequence[str]) -> list[Answer]:
         """One answer a message, in order."""
@@ -87,25 +93,49 @@ class LogitsTeacher:
             found.append(Answer(text, self.labels.intents, softmax(t.intent), entities))
         return found
 
-    def _row(self, text: str, row: Any) -> Taught:
-        intent, words, tags = row if self.given_tags else (row, (), None)
-        rows: list[tuple[np.ndarray, tuple[int, ...], str]]
-        rows = [(np.asarray(intent, np.float64), (len(self.labels.intents),), "intent")]
-        if self.given_tags:
-            rows.append(
-                (np.asarray(tags, np.float64).reshape(len(words), -1), (len(words), len(self.given_tags)), "tag")
-            )
-        for found, wanted, what in rows:
-            if found.shape != wanted or not np.isfinite(found).all():
-                allowed = f"finite numbers of shape {wanted}"
-                raise DataError(f"{what} logits of shape {found.shape} for {shown(text)}", allowed=allowed)
-        if not self.given_tags:
-            return Taught(rows[0][0])
-        ordered = np.full((len(words), len(self.labels.tags)), ABSENT)
-        for at, name in enumerate(self.labels.tags):
-            if name in self.given_tags:
-                ordered[:, at] = rows[1][0][:, self.given_tags.index(name)]
-        return Taught(rows[0][0], [(int(s), int(e)) for s, e in words], ordered)
+    def _checked(self, text: str, row: Any) -> Taught:
+        """What the function gave for one text, checked. Errors: _RowError."""
+        n_intents, n_tags = len(self.labels.intents), len(self.given_tags)
+        if not n_tags:
+            return Taught(_numbers(row, (n_intents,), f"intent logits for {shown(text)}"))
+        try:
+            intent, words, tags = row
+            n_words = len(words)
+        except (TypeError, ValueError) as error:
+            allowed = "intent logits, words and tag logits, since the teacher has tags"
+            raise _RowError(f"{type(row).__name__} for {shown(text)}", allowed) from error
+        spans = _numbers(words, (n_words, 2), f"words of {shown(text)}")
+        if not ((spans == np.floor(spans)) & (spans >= 0) & (spans <= len(text))).all() or (np.diff(spans) <= 0).any():
+            allowed = f"spans [start, end) in characters, 0 <= start < end <= {len(text)}"
+            raise _RowError(f"the words {shown(words)} of {shown(text)}", allowed)
+        given = _numbers(tags, (n_words, n_tags), f"tag logits for {shown(text)}")
+        columns = {name: given[:, at] for at, name in enumerate(self.given_tags)}
+        absent = given.max(axis=1) + ABSENT
+        ordered = np.stack([columns.get(name, absent) for name in self.labels.tags], axis=1)
+        intent = _numbers(intent, (n_intents,), f"intent logits for {shown(text)}")
+        return Taught(intent, [(int(s), int(e)) for s, e in spans], ordered)
+
+
+class _RowError(Exception):
+    """Something that is no row of logits: what was found, what is allowed."""
+
+    def __init__(self, found: str, allowed: str):
+        super().__init__(found, allowed)
+        self.found, self.allowed = found, allowed
+
+
+def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """An array of that shape, float64. Errors: _RowError."""
+    allowed = f"numbers of shape {shape}, at most {LARGEST:g} in size"
+    try:
+        found = values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except (TypeError, ValueError) as error:  # lists of different lengths
+        raise _RowError(f"{shown(values)} as {what}", allowed) from error
+    if not found.size and not shape[0]:
+        return np.zeros(shape)
+    if found.dtype.kind not in "fiu" or found.shape != shape or not (np.abs(found) <= LARGEST).all():
+        raise _RowError(f"{what} of shape {found.shape}: {shown(found.tolist())}", allowed)
+    return found.astype(np.float64)
 
 
 Teacher = NLUModel | LogitsTeacher
@@ -141,20 +171,24 @@ def soft_labels_loss(
     p_T, q_T: softmax(logits / T) of teacher and student; T^2 (it is applied here) keeps the gradient's size whatever T.
     `messages` are those that `fit` will be given, in order. Intents and tags that only the teacher has are left out;
     a teacher without entities teaches intents alone. Hinton et al. 2015, arXiv:1503.02531.
-    Errors: DataError where the teacher lacks an intent of the student.
+    Errors: DataError where the teacher lacks an intent, or has entities and lacks an entity label, of the student.
     """
-    lacking = [name for name in student.labels.intents if name not in teacher.labels.intents]
-    if lacking:
-        raise DataError(
-            f"the teacher lacks {len(lacking)} of the {len(student.labels.intents)} intents: {listed(lacking)}",
-            allowed="train the teacher on the same labels, or leave these messages out",
-        )
+    learns_tags = student.tag_head is not None and bool(teacher.labels.entity_labels)
+    for kind, ours, theirs in (
+        ("intents", student.labels.intents, teacher.labels.intents),
+        ("entity labels", student.labels.entity_labels if learns_tags else (), teacher.labels.entity_labels),
+    ):
+        if lacking := [name for name in ours if name not in theirs]:
+            raise DataError(
+                f"the teacher lacks {len(lacking)} of the {len(ours)} {kind}: {listed(lacking)}",
+                allowed="train the teacher on the same labels, or leave these messages out",
+            )
     texts = [m.text for m in messages]
     taught = ask_teacher(teacher, texts, progress)
     columns = [teacher.labels.intents.index(name) for name in student.labels.intents]
     intents = torch.from_numpy(np.stack([t.intent[columns] for t in taught]).astype(np.float32))
     tags: list[Tensor] | None = None
-    if student.tag_head is not None and teacher.labels.entity_labels:
+    if learns_tags:
         encoded = student.tokenizer.encode_batch(texts)
         tags = [
             torch.from_numpy(_aligned(e.words, t, teacher.labels, student.labels))
@@ -186,7 +220,7 @@ class _SoftLabels:
                 loss = loss + _kl(wanted[seen], model.tag_head(words)[seen], T)
         if self.soft == 1.0:
             return loss
-        return self.soft * loss + (1 - self.soft) * labels_loss(model, batch)
+        return self.soft * loss + (1 - self.soft) * heads_loss(model, batch, logits, hidden)
 
 
 def _kl(wanted: Tensor, found: Tensor, T: float) -> Tensor:
@@ -201,15 +235,16 @@ def _aligned(words: Sequence[Span], taught: Taught, theirs: Labels, ours: Labels
     A word takes the row of the first teacher's word that it overlaps, NaN without one. Where the student splits a
     teacher's word, the later pieces continue its entity: B-x becomes I-x there (logits are added as probabilities are).
     """
-    names, known = tag_names(ours.entity_labels), theirs.tags
-    columns = [known.index(name) if name in known else -1 for name in names]
+    names = tag_names(ours.entity_labels)
+    columns = [theirs.tags.index(name) for name in names]
     found = np.full((len(words), len(names)), np.nan, np.float32)
     used: set[int] = set()
     for at, (start, end) in enumerate(words):
         hit = next((i for i, (s, e) in enumerate(taught.words) if start < e and s < end), None)
         if hit is None or taught.tags is None:
             continue
-        row = np.array([taught.tags[hit][c] if c >= 0 else ABSENT for c in columns])
+        row = taught.tags[hit][columns].astype(np.float64)
+        row -= row.max()
         if hit in used:
             row[2::2] = np.logaddexp(row[1::2], row[2::2])  # O, B-a, I-a, B-b, I-b ...
             row[1::2] = ABSENT
@@ -224,7 +259,7 @@ class _File:
     def __init__(self, path: Path):
         self.path = path
         self.rows: dict[str, Any] = {}
-        self.head: dict[str, Any] = {}
+        self.teacher: LogitsTeacher | None = None
         for line, source in enumerate(read_text(path).split("\n"), 1):
             if not source.strip():
                 continue
@@ -234,40 +269,37 @@ class _File:
                 self.fail(f"not JSON ({type(error).__name__})", "one JSON object a line", line)
             if not isinstance(row, dict):
                 self.fail(f"row is {shown(row)}", "one JSON object a line", line)
-            if not self.head:
-                self.read_head(row, line)
+            if self.teacher is None:
+                self.teacher = self.read_head(row, line)
             else:
-                self.read_row(row, line)
+                self.read_row(row, line, self.teacher)
         if not self.rows:
             self.fail("no logits", "a line with the names of the classes, then one line a text", None)
 
-    def read_head(self, row: dict[str, Any], line: int) -> None:
+    def read_head(self, row: dict[str, Any], line: int) -> LogitsTeacher:
+        allowed = 'a first line {"intents": [names], "tags": [names]}'
         for key in ("intents", "tags"):
             names = row.get(key, [] if key == "tags" else None)
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                self.fail(f"{key} is {shown(names)}", 'a first line {"intents": [names], "tags": [names]}', line)
-        self.head = row
+                self.fail(f"{key} is {shown(names)}", allowed, line)
+        try:
+            return LogitsTeacher(self.look_up, row["intents"], row.get("tags", []))
+        except ConfigError as error:
+            self.fail(str(error), allowed, line)
 
-    def read_row(self, row: dict[str, Any], line: int) -> None:
-        keys = ("text", "intent", "words", "tags") if self.head.get("tags") else ("text", "intent")
+    def read_row(self, row: dict[str, Any], line: int, teacher: LogitsTeacher) -> None:
+        keys = ("text", "intent", "words", "tags") if teacher.given_tags else ("text", "intent")
         missing = [key for key in keys if key not in row]
-        if missing or not isinstance(row.get("text"), str):
+        if missing or not isinstance(row["text"], str):
             self.fail(f"row without {missing[0] if missing else 'text'}", f"the keys {', '.join(keys)}", line)
-        sizes = {"intent": len(self.head["intents"])}
-        numbers = [("intent", row["intent"])]
-        if len(keys) > 2:
-            words, rows = row["words"], row["tags"]
-            if not (isinstance(words, list) and isinstance(rows, list) and len(words) == len(rows)):
-                self.fail("words and tags differ in number", "one list of tag logits a word", line)
-            sizes |= {"tags": len(self.head["tags"]), "words": 2}
-            numbers += [("tags", r) for r in rows] + [("words", w) for w in words]
-        for key, values in numbers:
-            if not (isinstance(values, list) and len(values) == sizes[key] and all(map(_is_number, values))):
-                self.fail(f"{key} holds {shown(values)}", f"lists of {sizes[key]} finite numbers", line)
-        self.rows[row["text"]] = (row["intent"], row["words"], row["tags"]) if len(keys) > 2 else row["intent"]
-
-    def teacher(self) -> LogitsTeacher:
-        return LogitsTeacher(self.look_up, self.head["intents"], self.head.get("tags", []))
+        found = (row["intent"], row["words"], row["tags"]) if teacher.given_tags else row["intent"]
+        text = row["text"]
+        try:
+            teacher._checked(text, found)
+        except _RowError as error:
+            self.fail(error.found, error.allowed, line)
+        if self.rows.setdefault(text, found) != found:
+            self.fail(f"other logits of {shown(text)} than before", "one line a text", line)
 
     def look_up(self, texts: list[str]) -> list[Any]:
         missing = [text for text in texts if text not in self.rows]
@@ -281,7 +313,3 @@ class _File:
 
     def fail(self, found: str, allowed: str, line: int | None) -> NoReturn:
         raise DataError(found, allowed=f"allowed: {allowed}", path=self.path, line=line)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -35,7 +35,11 @@ Loss = Callable[[NLUModel, Batch], Tensor]
 
 def labels_loss(model: NLUModel, batch: Batch) -> Tensor:
     """mean_b CE(intent_b) + mean_w CE(tag_w): the two heads weigh the same; a head without labels adds nothing."""
-    logits, hidden = model(batch.ids, batch.mask)
+    return heads_loss(model, batch, *model(batch.ids, batch.mask))
+
+
+def heads_loss(model: NLUModel, batch: Batch, logits: Tensor, hidden: Tensor) -> Tensor:
+    """`labels_loss` of a forward pass already made: intent logits (B, C), hidden states (B, T, D)."""
     loss = logits.sum() * 0.0
     if (batch.intents >= 0).any():
         loss = loss + F.cross_entropy(logits.float(), batch.intents, ignore_index=-100)
