@@ -271,3 +271,12 @@ def test_what_a_form_cannot_hold_is_one_line(tmp_path: Path, call: Call) -> None
     done = call("data", "convert", path, "--out", tmp_path / "a.yml")
     told = "the message 'to Rome' has no intent; Rasa YAML cannot hold it; allowed there: write JSON Lines (.jsonl"
     assert done == Done(1, "", f"flyweight: {tmp_path / 'a.yml'}: {told}, --form jsonl), which holds it\n")
+
+
+def test_messages_only_leaves_out_what_json_lines_cannot_hold(tmp_path: Path, call: Call) -> None:
+    done = call("data", "convert", "assistant", "--out", str(tmp_path / "a.jsonl"), "--messages-only")
+    assert done.code == 0
+    assistant = load_data("assistant", test=0, validation=0)
+    assert assistant.lookups
+    found = read_messages(tmp_path / "a.jsonl")
+    assert found == assistant.messages

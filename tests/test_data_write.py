@@ -260,6 +260,7 @@ def test_real_data_read_back_equal(name: str, form: write_module.Form, real_data
 
 USE_JSONL = "allowed there: write JSON Lines (.jsonl, --form jsonl), which holds it"
 USE_YAML = "allowed there: write Rasa YAML (.yml, --form yaml), which holds it"
+OR_BARE = f"{USE_YAML}, or the messages alone (--messages-only)"
 
 
 @pytest.mark.parametrize(
@@ -327,17 +328,17 @@ NEW_YORK = Message("nyc", "i", (Entity(0, 3, "city", "New York"),))
 @pytest.mark.parametrize(
     ("data", "suffix", "told"),
     [
-        (NLUData((GREET,), lookups={"a": ["b"]}), ".jsonl", f"the lookup 'a'; JSON Lines cannot hold it; {USE_YAML}"),
-        (NLUData((GREET,), regexes={"a": ["b"]}), ".jsonl", f"the regex 'a'; JSON Lines cannot hold it; {USE_YAML}"),
+        (NLUData((GREET,), lookups={"a": ["b"]}), ".jsonl", f"the lookup 'a'; JSON Lines cannot hold it; {OR_BARE}"),
+        (NLUData((GREET,), regexes={"a": ["b"]}), ".jsonl", f"the regex 'a'; JSON Lines cannot hold it; {OR_BARE}"),
         (
             NLUData((GREET, NEW_YORK), synonyms={"nyc": "New York", "ny": "New York"}),
             ".jsonl",
-            f"the synonym 'ny: New York', which no entity has; JSON Lines cannot hold it; {USE_YAML}",
+            f"the synonym 'ny: New York', which no entity has; JSON Lines cannot hold it; {OR_BARE}",
         ),
         (
             NLUData((NEW_YORK,), synonyms={"nyc": "City"}),
             ".jsonl",
-            f"the synonym 'nyc: City', which no entity has; JSON Lines cannot hold it; {USE_YAML}",
+            f"the synonym 'nyc: City', which no entity has; JSON Lines cannot hold it; {OR_BARE}",
         ),
         (NLUData((GREET,), synonyms={"NYC": "New York"}), ".yml", "the synonym 'New York' with the example 'NYC'; "),
         (NLUData((GREET,), synonyms={"nyc": "York "}), ".yml", "the synonym 'York ' with the example 'nyc'; "),

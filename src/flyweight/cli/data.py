@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from flyweight.data.write import Form
 
 FormName = Annotated[str | None, typer.Option("--form", help="yaml (Rasa 3.1) or jsonl; by default yaml.")]
+MessagesOnly = Annotated[
+    bool, typer.Option("--messages-only", help="Leave out synonyms, lookups and regexes, which JSON Lines cannot hold.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
 app = typer.Typer()
@@ -83,6 +86,7 @@ def split(
     validation: Annotated[float, typer.Option(help="Share of the rest held out for choosing, likewise.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Which messages are held out.")] = 0,
     form: FormName = None,
+    messages_only: MessagesOnly = False,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
     overwrite: Overwrite = False,
@@ -97,11 +101,13 @@ def split(
     flyweight data split messages.csv --out parts --test 0.3 --form jsonl
     """
     from flyweight.data.load import load_data
-    from flyweight.data.write import write_parts
+    from flyweight.data.write import bare, write_parts
 
     found = load_data(
         path, test=test, validation=validation, seed=seed, text_column=text_column, intent_column=intent_column
     )
+    if messages_only:
+        found = bare(found)
     written = write_parts(found, out, form=_form(form) or "yaml", overwrite=overwrite)
     notes = []
     for name, messages in (("validation", found.validation), ("test", found.test)):
@@ -117,6 +123,7 @@ def convert(
     path: show.Source,
     out: Annotated[Path, typer.Option(help="A .yml or .jsonl file for all messages, or a folder for their parts.")],
     form: FormName = None,
+    messages_only: MessagesOnly = False,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
     overwrite: Overwrite = False,
@@ -131,9 +138,11 @@ def convert(
     flyweight data convert snips/ --out snips-jsonl --form jsonl
     """
     from flyweight.data.load import load_data
-    from flyweight.data.write import write_data
+    from flyweight.data.write import bare, write_data
 
     found = load_data(path, test=0, validation=0, text_column=text_column, intent_column=intent_column)
+    if messages_only:
+        found = bare(found)
     written = write_data(found, out, form=_form(form), overwrite=overwrite)
     notes = []
     if written.is_file() and (found.validation or found.test):

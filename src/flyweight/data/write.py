@@ -25,6 +25,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,7 @@ _ANY_FORM = (
 )
 _USE_JSONL = "allowed there: write JSON Lines (.jsonl, --form jsonl), which holds it"
 _USE_YAML = "allowed there: write Rasa YAML (.yml, --form yaml), which holds it"
+_OR_BARE = f"{_USE_YAML}, or the messages alone (--messages-only)"
 # What a `|` block cannot hold: line breaks of YAML 1.1, and what YAML does not print. A byte order mark it prints, but
 # a reader may drop it.
 _SPECIAL = re.compile("[^\t\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -68,6 +70,11 @@ def write_data(data: NLUData, path: str | Path, *, form: Form | None = None, ove
     if form is not None and SUFFIXES.get(path.suffix.lower()) != form:
         raise DataError(f"the form {form}", allowed=f"allowed: a file {PART_SUFFIX[form]}, or a folder", path=path)
     return write_file(data, path, overwrite=overwrite)
+
+
+def bare(data: NLUData) -> NLUData:
+    """The messages alone: no lookups, no regexes, no synonyms but those that entities imply."""
+    return replace(data, synonyms=entity_synonyms(data.train), lookups={}, regexes={})
 
 
 def write_file(data: NLUData, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -210,12 +217,12 @@ def _check_jsonl_beside(data: NLUData, path: Path) -> None:
     for kind, found in (("lookup", data.lookups), ("regex", data.regexes)):
         if found:
             fault = f"the {kind} {listed(found)}; JSON Lines cannot hold it"
-            raise DataError(fault, allowed=_USE_YAML, path=path)
+            raise DataError(fault, allowed=_OR_BARE, path=path)
     implied = entity_synonyms(data.validation + data.test) | entity_synonyms(data.train)
     lost = [f"{written}: {value}" for written, value in data.synonyms.items() if implied.get(written) != value]
     if lost:
         fault = f"the synonym {listed(lost)}, which no entity has; JSON Lines cannot hold it"
-        raise DataError(fault, allowed=_USE_YAML, path=path)
+        raise DataError(fault, allowed=_OR_BARE, path=path)
 
 
 # Rasa YAML -----------------------------------------------------------------------------------------------------------
