@@ -119,6 +119,13 @@ def test_splits() -> None:
     assert list(read_splits({"train": TEXTS, "test": Split(TEXTS.features, [])}, "hub:x")) == ["train"]
 
 
+def test_numbers_without_a_class_count_only_where_they_are_used() -> None:
+    split = Split({"text": Value(), "label": GOALS, "tag": GOALS}, [("to Rome", 0, -1)])
+    assert read_splits({"train": split}, "hub:x") == {"train": TO_ROME[:1]}
+    with pytest.raises(DataError, match="hub:x, train, row 1: tag is -1; allowed: 0 to 1"):
+        read_splits({"train": split}, "hub:x", intent_column="Tag")
+
+
 def test_columns_named_by_the_caller() -> None:
     split = Split({"text": Value(), "phrase": Value(), "label": Value(), "goal": GOALS}, [("no", "to Rome", "no", 0)])
     assert read_splits({"train": split}, "hub:x", text_column="phrase", intent_column="goal") == {"train": TO_ROME[:1]}

@@ -87,7 +87,8 @@ def _messages(split: Split, where: str, text_column: str | None, intent_column: 
     word_column = _first(names, WORD_COLUMNS)
     if word_column is None and tag_column == "slots":  # a string of tags beside the text
         word_column = names[find_column(names, text_column, TEXT_COLUMNS, "text", path=where, line=None)]
-    found = {column: _classes(feature) for column, feature in split.features.items()}
+    asked_for = INTENT_COLUMNS if intent_column is None else (intent_column.lower(),)
+    found = {column: _classes(split.features[column]) for column in (tag_column, _first(names, asked_for)) if column}
     classes = {column: known for column, known in found.items() if known}
     for number, raw in enumerate(split, 1):
         place = f"{where}, row {number}"

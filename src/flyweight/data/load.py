@@ -168,7 +168,7 @@ def _read_parts(path: str | Path, text_column: str | None, intent_column: str | 
         splits = hub.read_hub(str(path), text_column=text_column, intent_column=intent_column)
         return {name: _unsplit(messages) for name, messages in splits.items()}
     place = _resolve(path)
-    if place.is_file() and _form(place) == "clinc":
+    if os.path.isfile(place) and _form(place) == "clinc":
         return {name: _unsplit(messages) for name, messages in clinc.read_clinc(place).items()}
     return {name: _read_part(paths, text_column, intent_column) for name, paths in _find_parts(place).items()}
 
@@ -187,17 +187,19 @@ def _resolve(path: str | Path) -> Path:
 
 def _find_parts(path: Path) -> dict[str, list[Path]]:
     """Which files or folders make up each part."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         # A YAML or Markdown file that is given by name is read: its reader says what it lacks.
         if _form(path) is None and path.suffix.lower() not in (".yml", ".yaml", ".md"):
-            kind = f"a file of the unknown form {path.suffix!r}" if path.is_file() else "neither a file nor a folder"
+            kind = (
+                f"a file of the unknown form {path.suffix!r}" if os.path.isfile(path) else "neither a file nor a folder"
+            )
             raise DataError(kind, allowed=FORMS, path=path)
         return {"train": [path]}
     if _form(path) == "seq":
         return {"train": [path]}
     parts: dict[str, list[Path]] = defaultdict(list)
     for entry in _entries(path):
-        name = PART_NAMES.get((entry.name if entry.is_dir() else entry.stem).lower())
+        name = PART_NAMES.get((entry.name if os.path.isdir(entry) else entry.stem).lower())
         if name and _form(entry):
             parts[name].append(entry)
     if all(_form(p) == "rasa" for p in parts.get("train", ())):
@@ -227,11 +229,11 @@ def _entries(folder: Path) -> list[Path]:
 
 def _form(path: Path) -> str | None:
     """`tabular`, `bio`, `clinc`, `rasa`, `seq`, or None for what no reader knows."""
-    if path.is_dir():
-        if any((path / name).is_file() for name in ("seq.in", "seq.out")):
+    if os.path.isdir(path):
+        if any(os.path.isfile(path / name) for name in ("seq.in", "seq.out")):
             return "seq"
         return "rasa" if rasa.rasa_files(path) else None
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     if path.suffix.lower() in tabular.SUFFIXES or tabular.is_json_rows(path):
         return "tabular"
