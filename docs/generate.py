@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer.main
 
 from flyweight.cli.main import app
+from flyweight.data.load import load_data
+from flyweight.data.messages import Message
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -154,3 +158,85 @@ def technique_table() -> str:
         settings = ", ".join(f"`{f.name}={f.default}`" for f in dataclasses.fields(cls))
         lines.append(f"| `{name}` | {first} | {settings} |")
     return "\n".join(lines)
+
+
+ENTITY_MEANINGS = {
+    "time": "clock times and parts of the day: `7 am`, `noon`, `this evening`",
+    "date": "days, weeks, months, holidays: `tomorrow`, `next week`, `12th`",
+    "duration": "lengths of time, nights included: `ten minutes`, `two nights`",
+    "room": "places in and around the house",
+    "item": "things on, for or off the shopping list (not food being cooked or ordered)",
+    "city": "cities; in flights and trains with the role `departure` or `destination`",
+    "artist": "musicians and bands",
+    "quantity": "how many or how much: goods, guests, rooms, percent, volume levels",
+    "temperature": "degrees, absolute or relative",
+    "flight_number": "`BA 117`",
+}
+
+
+def assistant_intents() -> str:
+    """The embedded data set by intent, messages for training and test."""
+    train, test = _assistant()
+    counts = [Counter(str(m.intent) for m in messages) for messages in (train, test)]
+    lines = ["| intent | train | test |", "|---|--:|--:|"]
+    lines += [f"| {name} | {n} | {counts[1][name]} |" for name, n in counts[0].items()]
+    return "\n".join([*lines, f"| **{len(counts[0])} intents** | **{len(train)}** | **{len(test)}** |"])
+
+
+def assistant_entities() -> str:
+    """The embedded data set by entity type, spans in training and test, of roles too."""
+    train, test = _assistant()
+    types, labels = (
+        [Counter(getattr(e, kind) for m in messages for e in m.entities) for messages in (train, test)]
+        for kind in ("entity", "label")
+    )
+    lines = ["| entity | train | test | marks |", "|---|--:|--:|---|"]
+    for name, meaning in ENTITY_MEANINGS.items():
+        roles = [label for label in sorted(labels[0]) if label.startswith(f"{name}#")]
+        shares = ", ".join(f"{r.partition('#')[2]} {labels[0][r]} / {labels[1][r]}" for r in roles)
+        lines.append(f"| {name} | {types[0][name]} | {types[1][name]} | {meaning}{f' ({shares})' if shares else ''} |")
+    return "\n".join(lines)
+
+
+def _assistant() -> tuple[Sequence[Message], Sequence[Message]]:
+    data = load_data("assistant", validation=0.0)
+    return data.train, data.test
+
+
+def assistant_scores() -> str:
+    """MiniLM, the bundled model and the classic line on the test messages of the embedded data set."""
+    found = json.loads((RESULTS / "bundled.json").read_text(encoding="utf-8"))
+    lines = [
+        "| model | macro-F1 | accuracy | span F1 | out-of-scope AUROC | MB | ms |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["models"]:
+        q = row["quality"]
+        spans = f"{q['span_f1']:.3f}" if row["tags_entities"] else "-"
+        size = "-" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.2f}"
+        lines.append(
+            f"| {row['name']} | {q['intent_macro_f1']:.3f} | {q['intent_accuracy']:.3f} | {spans} "
+            f"| {q['out_of_scope']['auroc']:.3f} | {size} | {row['latency']['mean_ms']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def data_sets_table() -> str:
+    """Every public data set at hand: counted, written and read again."""
+    found = json.loads((RESULTS / "data_sets.json").read_text(encoding="utf-8"))
+    lines = [
+        "| data | messages | intents | entity spans | entity types | Rasa YAML | JSON Lines |",
+        "|---|--:|--:|--:|--:|---|---|",
+    ]
+    for x in found["sets"]:
+        n = x["parts"]["all"]
+        forms = [_read_back(x["forms"][form]) for form in ("yaml", "jsonl")]
+        counts = " | ".join(f"{n[k]:,}" for k in ("messages", "intents", "entity_spans", "entity_types"))
+        lines.append(f"| {x['set']} | {counts} | {forms[0]} | {forms[1]} |")
+    return "\n".join(lines)
+
+
+def _read_back(form: dict[str, Any]) -> str:
+    if form["equal"] is None:
+        return "refused: it has lookups or regexes" if "lookup" in form["refused"] else f"refused: {form['refused']}"
+    return "equal" if form["equal"] else "**differs**"
