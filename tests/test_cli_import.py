@@ -150,7 +150,7 @@ def test_compressing_intents_with_data_of_none(folder: Path, data: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("NONE --out NEW", r"none/config\.json is missing"),
+        ("NONE --out NEW", "none' is no folder here; allowed: a model folder, or a Hub id: owner/name"),
         ("FOLDER --out FOLDER", "--out is .*roberta, the folder that is to be imported; choose another --out"),
         ("FOLDER --out FOLDER --overwrite", "--out is .*roberta, the folder that is to be imported"),
         ("FOLDER --out NEW --labels NONE", "none: cannot be read"),

@@ -18,7 +18,7 @@ from flyweight.artifact import write
 from flyweight.data.messages import Message, NLUData, is_out_of_scope
 from flyweight.errors import ArtifactError, ConfigError
 from flyweight.export.fly import contents, save
-from flyweight.measure.quality import evaluate
+from flyweight.measure.quality import evaluate, evaluate_answers
 from flyweight.model.nlu import NLUModel
 from flyweight.recipe import compress
 from flyweight.runtime.parser import EngineName, Parser, load
@@ -302,3 +302,11 @@ def test_files_of_before_have_no_threshold(tiny_model: NLUModel, tmp_path: Path)
     nlu = load(labelled(random_model(tiny_model), tmp_path, change))
     assert (nlu.labels.threshold, nlu.labels.fallback_rate) == (0.0, 0.0)
     assert nlu.parse("hello")["intent"]["name"] in nlu.labels.intents
+
+
+def test_calibration_is_of_the_likeliest_intent_whatever_the_threshold() -> None:
+    # 0.6 sure and right half of the time: |0.5 - 0.6|; with the fallback's 0.9 it would be 0.9.
+    messages = [Message("a", "greet"), Message("b", "book")]
+    for threshold in (0.0, 0.9):
+        answers = [Answer(m.text, ("greet", "book"), np.array([0.6, 0.4]), (), threshold) for m in messages]
+        assert evaluate_answers(answers, messages).expected_calibration_error == pytest.approx(0.1)

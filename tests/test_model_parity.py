@@ -77,7 +77,9 @@ def tiny(family: str, shape: tuple[int, int, int, int, str], head: str = "Model"
         fields = {DISTIL[k]: v for k, v in fields.items()}
     if family == "Electra":
         fields |= {"embedding_size": hidden}
-    config = getattr(transformers, f"{family}Config")(**({"vocab_size": 50, "max_position_embeddings": 40} | fields | more))
+    config = getattr(transformers, f"{family}Config")(
+        **({"vocab_size": 50, "max_position_embeddings": 40} | fields | more)
+    )
     return shake(getattr(transformers, f"{family}{head}")(config), layers * 100 + heads)
 
 
@@ -277,7 +279,7 @@ def test_resolving_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(
-        CheckpointError, match=r"base 'some/model' cannot be fetched from the Hub \(no route to host\); name a"
+        CheckpointError, match=r"'some/model' cannot be fetched from the Hub \(no route to host\); name a"
     ):
         resolve_base("some/model")
     monkeypatch.setattr(checkpoints, "MINILM_PACKAGE", "no_such_package")

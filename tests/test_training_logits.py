@@ -414,6 +414,27 @@ def test_the_loss_by_hand(temperature: float, soft: float, fresh: NLUModel, tiny
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
+def test_text_without_labels_has_soft_labels_only(fresh: NLUModel, tiny_data: NLUData) -> None:
+    """Its words are not taught as O: nobody said that they are no entities."""
+    model = fresh.copy().eval()
+    plain = [Message("fly to Oslo at noon"), Message("good morning all")]
+    teacher = LogitsTeacher(lambda texts: by_function(model, texts), model.labels.intents, model.labels.tags)
+    with torch.no_grad():
+        for messages in (plain, [*plain, tiny_data.train[0]]):
+            whole, half = (
+                float(
+                    soft_labels_loss(teacher, model, messages, False, soft=soft)(
+                        model, collate(encode(model, messages), list(range(len(messages))))
+                    )
+                )
+                for soft in (1.0, 0.5)
+            )
+            labelled = messages[len(plain) :]
+            rows = list(range(len(labelled)))
+            hard = float(labels_loss(model, collate(encode(model, labelled), rows))) if labelled else 0.0
+            assert half == pytest.approx(0.5 * whole + 0.5 * hard, rel=1e-4)
+
+
 def test_a_teacher_without_entities_teaches_intents_alone(fresh: NLUModel, tiny_data: NLUData) -> None:
     model = fresh.copy().eval()
     messages = tiny_data.train[:4]

@@ -180,7 +180,10 @@ def demo(
 
 
 def import_model(
-    folder: Annotated[Path, typer.Argument(help="A fine-tuned *ForSequenceClassification or *ForTokenClassification.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A folder or Hub id: fine-tuned *ForSequenceClassification or *ForTokenClassification."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     labels: Annotated[
         Path | None, typer.Option(help="Class names, one a line in the order of the head, if config.json lacks them.")
@@ -208,10 +211,10 @@ def import_model(
     from flyweight.data.source import read_text
     from flyweight.training.teacher import import_teacher
 
-    _check_out(out, folder, "folder that is to be imported", overwrite)
+    _check_out(out, Path(source), "folder that is to be imported", overwrite)
     names = [line.strip() for line in read_text(labels).splitlines() if line.strip()] if labels else None
     found = load_data(data, text_column=text_column, intent_column=intent_column) if data else None
-    model = import_teacher(folder, found, labels=names, max_tokens=max_tokens, fallback_rate=fallback_rate)
+    model = import_teacher(source, found, labels=names, max_tokens=max_tokens, fallback_rate=fallback_rate)
     model.save(out)
     made = model.labels
     if as_json:

@@ -121,7 +121,9 @@ def evaluate_answers(
     has_intent, right = child.gold >= 0, child.gold == child.predicted
     right_frame = right & (child.right_spans == child.gold_spans) & (child.right_spans == child.predicted_spans)
     precision, recall, f1 = _span_scores(child)
-    confidences = np.array([answer.confidence for answer in answers])
+    # Of the likeliest intent, whatever a threshold made of it: a fallback's confidence is no probability.
+    confidences = np.array([a.probabilities.max(initial=0.0) for a in answers])
+    likeliest = np.array([_likeliest(a) == m.intent for a, m in zip(answers, messages, strict=True)], dtype=bool)
     quality = Quality(
         n_messages=len(messages),
         n_intent_messages=int(has_intent.sum()),
@@ -133,7 +135,7 @@ def evaluate_answers(
         span_recall=recall,
         span_f1=f1,
         exact_frame_accuracy=_mean(right_frame[has_intent]),
-        expected_calibration_error=expected_calibration_error(confidences[has_intent], right[has_intent]),
+        expected_calibration_error=expected_calibration_error(confidences[has_intent], likeliest[has_intent]),
         out_of_scope=out_of_scope(answers, messages),
     )
     if against is None:
@@ -298,6 +300,10 @@ def _outcomes(answers: Sequence[Answer], messages: Sequence[Message], codes: dic
     predicted = [codes.setdefault(_predicted(a, m), len(codes)) for a, m in pairs]
     spans = _span_outcomes([m.entities for m in messages], [answer.entities for answer in answers])
     return replace(spans, gold=np.array(gold, dtype=np.int64), predicted=np.array(predicted, dtype=np.int64))
+
+
+def _likeliest(answer: Answer) -> str:
+    return answer.intents[int(answer.probabilities.argmax())] if answer.intents else ""
 
 
 def _predicted(answer: Answer, message: Message) -> str:

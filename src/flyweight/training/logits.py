@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -170,7 +170,8 @@ def soft_labels_loss(
 
     p_T, q_T: softmax(logits / T) of teacher and student; T^2 (it is applied here) keeps the gradient's size whatever T.
     `messages` are those that `fit` will be given, in order. Intents and tags that only the teacher has are left out;
-    a teacher without entities teaches intents alone. Hinton et al. 2015, arXiv:1503.02531.
+    a teacher without entities teaches intents alone. A message without intent and entities has soft labels only.
+    Hinton et al. 2015, arXiv:1503.02531.
     Errors: DataError where the teacher lacks an intent, or has entities and lacks an entity label, of the student.
     """
     learns_tags = student.tag_head is not None and bool(teacher.labels.entity_labels)
@@ -194,14 +195,19 @@ def soft_labels_loss(
             torch.from_numpy(_aligned(e.words, t, teacher.labels, student.labels))
             for e, t in zip(encoded, taught, strict=True)
         ]
-    return _SoftLabels(intents, tags, temperature, soft)
+    labelled = torch.tensor([m.intent is not None or bool(m.entities) for m in messages])
+    return _SoftLabels(intents, tags, labelled, temperature, soft)
 
 
 class _SoftLabels:
-    """See soft_labels_loss. intents (N, C); tags: N of (W, n_tags), NaN where the teacher saw no such word."""
+    """See soft_labels_loss. intents (N, C); tags: N of (W, n_tags), NaN where the teacher saw no such word.
 
-    def __init__(self, intents: Tensor, tags: list[Tensor] | None, temperature: float, soft: float):
-        self.intents, self.tags, self.temperature, self.soft = intents, tags, temperature, soft
+    labelled (N,) bool: a message without intent and entities is plain text, whose words have no hard tags, not even O.
+    """
+
+    def __init__(self, intents: Tensor, tags: list[Tensor] | None, labelled: Tensor, temperature: float, soft: float):
+        self.intents, self.tags, self.labelled = intents, tags, labelled
+        self.temperature, self.soft = temperature, soft
         found = hashlib.sha256(intents.numpy().tobytes())
         for t in tags or []:
             found.update(t.numpy().tobytes())
@@ -220,7 +226,9 @@ class _SoftLabels:
                 loss = loss + _kl(wanted[seen], model.tag_head(words)[seen], T)
         if self.soft == 1.0:
             return loss
-        return self.soft * loss + (1 - self.soft) * heads_loss(model, batch, logits, hidden)
+        hard = self.labelled[rows].to(logits.device)[batch.tag_at // batch.ids.shape[1]]  # (N,)
+        known = replace(batch, tag_at=batch.tag_at[hard], tags=batch.tags[hard])
+        return self.soft * loss + (1 - self.soft) * heads_loss(model, known, logits, hidden)
 
 
 def _kl(wanted: Tensor, found: Tensor, T: float) -> Tensor:

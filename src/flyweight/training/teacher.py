@@ -17,7 +17,7 @@ from flyweight.data.source import listed
 from flyweight.data.splits import check_share
 from flyweight.errors import ConfigError, DataError
 from flyweight.measure.quality import fit_temperature, fit_threshold
-from flyweight.model.checkpoints import load_encoder, resolve_base
+from flyweight.model.checkpoints import load_encoder, resolve_base, resolve_folder
 from flyweight.model.encoder import Encoder
 from flyweight.model.finetuned import load_finetuned
 from flyweight.model.nlu import Card, IntentHead, NLUModel, Pooling
@@ -158,15 +158,16 @@ def _check_max_tokens(n: int) -> None:
 
 
 def import_teacher(
-    folder: str | Path,
+    source: str | Path,
     data: NLUData | None = None,
     *,
     labels: Sequence[str] | None = None,
     max_tokens: int = MAX_TOKENS,
     fallback_rate: float = 0.0,
 ) -> NLUModel:
-    """An already fine-tuned *ForSequenceClassification or *ForTokenClassification folder as a teacher, not retrained.
+    """An already fine-tuned *ForSequenceClassification or *ForTokenClassification as a teacher, not retrained.
 
+    source: a folder, or a Hub id.
     labels: class names in the order of the head's rows, where config.json does not name them. data: messages of these
     labels; the validation part fits temperature and threshold, train gives golden messages and synonyms. Without data
     the temperature stays 1 and golden messages are those of the embedded data set.
@@ -174,13 +175,12 @@ def import_teacher(
     """
     _check_fallback(fallback_rate, data)
     _check_max_tokens(max_tokens)
-    folder = Path(folder).expanduser()
-    model = load_finetuned(folder, labels, max_tokens)
+    model = load_finetuned(resolve_folder(str(source)), labels, max_tokens)
     if fallback_rate and not model.labels.intents:
         raise ConfigError(f"fallback_rate is {fallback_rate}; a model without intents has no threshold, leave it out")
     model.labels = replace(model.labels, fallback_rate=fallback_rate)
     golden = (load_data("assistant") if data is None else data).train
-    model.card = replace(model.card, base=_public_name(str(folder)), golden=golden_messages(golden))
+    model.card = replace(model.card, base=_public_name(str(source)), golden=golden_messages(golden))
     if data is not None:
         named = set(data.intents) if model.labels.intents else set(data.entity_labels)
         known = set(model.labels.intents or model.labels.entity_labels)
