@@ -240,3 +240,15 @@ def _read_back(form: dict[str, Any]) -> str:
     if form["equal"] is None:
         return "refused: it has lookups or regexes" if "lookup" in form["refused"] else f"refused: {form['refused']}"
     return "equal" if form["equal"] else "**differs**"
+
+
+def parity_table() -> str:
+    """Largest difference of every base to transformers: PyTorch's hidden states and logits, the engine's logits."""
+    found = json.loads((RESULTS / "parity.json").read_text(encoding="utf-8"))
+    lines = ["| base | hidden states | logits, PyTorch | logits, engine |", "|---|--:|--:|--:|"]
+    for x in found["rows"]:
+        d = x["largest_difference"]
+        logits = [max(v for k, v in d.items() if k.endswith(who)) for who in ("pytorch", "engine")]
+        kind = f"{x['cases']} random shapes" if x["random"] else "real"
+        lines.append(f"| {x['base']} ({kind}) | {d['hidden']:.1e} | {logits[0]:.1e} | {logits[1]:.1e} |")
+    return "\n".join(lines)

@@ -51,7 +51,7 @@ def test_readme_names_every_single_file() -> None:
         assert path.name in lower or f"`{path.name}`" in paragraph, path.name
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/cli.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/data.md", "docs/bases.md"])
 def test_no_generated_part_is_empty(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     parts = re.findall(r"cog\.outl\(([^\n]+)\)\n\]\]\] -->\n(.*?)<!-- \[\[\[end\]\]\] -->", text, flags=re.DOTALL)
@@ -60,7 +60,9 @@ def test_no_generated_part_is_empty(name: str) -> None:
         assert made.strip(), f"{call} has made nothing: run make docs"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/cli.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", *(f"docs/{n}.md" for n in ("architecture", "cli", "data", "bases"))]
+)
 def test_links_and_pictures_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
