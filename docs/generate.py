@@ -238,8 +238,9 @@ def data_sets_table() -> str:
 
 def _read_back(form: dict[str, Any]) -> str:
     if form["equal"] is None:
-        return "refused: it has lookups or regexes" if "lookup" in form["refused"] else f"refused: {form['refused']}"
-    return "equal" if form["equal"] else "**differs**"
+        return f"refused: {form['refused']}"
+    part = " (messages; lookups and regexes are refused)" if "refused" in form else ""
+    return ("equal" if form["equal"] else "**differs**") + part
 
 
 def parity_table() -> str:
