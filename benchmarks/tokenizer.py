@@ -22,7 +22,8 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 from flyweight.data.load import load_data
 from flyweight.measure.machine import machine
 from flyweight.model.checkpoints import resolve_base
-from flyweight.tokenizer import Tokenizer, _encoded, _open_package
+from flyweight.tokenizer import Tokenizer
+from flyweight.tokenizer.package import Package
 
 RESULTS = Path(__file__).parent / "results" / "tokenizer.json"
 N_MESSAGES, N_ROUNDS, N_LOADS, MAX_TOKENS = 500, 20, 10, 128
@@ -70,13 +71,13 @@ def main() -> None:
     }
     result: dict[str, object] = {"machine": machine(), "data": Path(data).name, "n_messages": len(texts)}
     for title, source in sources.items():
-        ours, package = Tokenizer(source, MAX_TOKENS), _open_package(source, MAX_TOKENS, "")
+        ours, package = Tokenizer(source, MAX_TOKENS), Package(source, MAX_TOKENS, "")
         assert ours.native is not None, ours.refusal
         calls: dict[str, Callable[[str], object]] = {
             "native": ours.native.count,
             "native, arrays": ours.encode,
-            "package": package.encode,
-            "package, arrays": lambda text, package=package: _encoded(package.encode(text)),
+            "package": package.tokenizer.encode,
+            "package, arrays": lambda text, package=package: package.encoded(package.tokenizer.encode(text), text),
         }
         times = best_us(calls, texts)
         found = {
@@ -85,7 +86,7 @@ def main() -> None:
             "us_mean": {name: statistics.mean(values) for name, values in times.items()},
             "load_ms": {
                 "native": load_ms(lambda source=source: Tokenizer(source, MAX_TOKENS)),
-                "package": load_ms(lambda source=source: _open_package(source, MAX_TOKENS, "")),
+                "package": load_ms(lambda source=source: Package(source, MAX_TOKENS, "")),
             },
         }
         result[title] = found

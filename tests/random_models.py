@@ -14,6 +14,7 @@ from flyweight.model.encoder import EncoderConfig, LayerShape
 from flyweight.model.nlu import NLUModel
 from flyweight.runtime.reference import rms_difference
 from flyweight.techniques.room import Run
+from flyweight.tokenizer import Tokenizer
 
 # Widths that no power of two divides well: packed rows end within a byte.
 HIDDEN, HEAD_SIZE = 28, 7
@@ -43,11 +44,13 @@ def random_model(
     intents: bool = True,
     entities: bool = True,
     std: float = 0.15,
+    tokenizer: Tokenizer | None = None,
     seed: int = 0,
 ) -> NLUModel:
-    """A model with the tokenizer, labels and card of `like`; layers are (heads, FFN width)."""
+    """A model with labels and card of `like`, and its tokenizer unless another one; layers are (heads, FFN width)."""
+    tokenizer = tokenizer or Tokenizer(like.tokenizer.source, 40)
     config = EncoderConfig(
-        vocab_size=like.tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size,
         hidden=hidden,
         head_size=head_size,
         embedding=embedding,
@@ -61,7 +64,6 @@ def random_model(
         intents=like.labels.intents if intents else (),
         entity_labels=like.labels.entity_labels if entities else (),
     )
-    tokenizer = type(like.tokenizer)(like.tokenizer.source, 40)
     model = NLUModel(config, tokenizer, labels, pooling=pooling, intent_head=intent_head)
     rng = np.random.default_rng(seed)
     with torch.no_grad():

@@ -13,18 +13,16 @@ import json
 import random
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flyweight.data.load import load_data
 from flyweight.errors import CheckpointError, MissingExtraError
-from flyweight.tokenizer import Encoded, Tokenizer, _encoded, _open_package
+from flyweight.tokenizer import Encoded, Tokenizer
 
 pytest.importorskip("tokenizers", reason="the package that the native tokenizer is compared with is absent")
 try:
@@ -32,83 +30,27 @@ try:
 except (ImportError, AttributeError):
     pytest.skip("flyweight._native was not built", allow_module_level=True)
 
-from tokenizers import Tokenizer as PackageTokenizer
-from tokenizers import models, pre_tokenizers, trainers
-
-from flyweight.model.small import train_tokenizer
-
-TEXTS = [
-    "I'd like to fly from Köln to São Paulo on May 5th, it's urgent!",
-    "what's the weather in Zürich, Łódź and 東京 tomorrow? we'll see",
-    "naïve café déjà vu — Ångström's façade costs 1234.50 €",
-    "Привет, как дела? Ελληνικά ΣΊΣΥΦΟΣ İstanbul DIŞ",
-    "한국어 문장 하나, 日本語のテキスト、हिन्दी में वाक्य ไทย עברית العربية",
-    "👩‍👩‍👧 family 🇩🇪 flag ☕ I ❤️ it (really) [MASK] <mask> </s>",
-    "play some music by queen in the living room please, thanks a lot",
-]
-
+from tokenizer_cases import (
+    CODE_POINTS,
+    EDGES,
+    LIMITS,
+    MARKS,
+    PIECES,
+    TEXTS,
+    added,
+    bert,
+    both,
+    byte_level,
+    changed,
+    compare,
+    messages,
+    plain,
+    roberta,
+    small,
+    with_tokens,
+)
 
 # tokenizers to compare -----------------------------------------------------------------------------------------------
-
-
-def bert(**options: object) -> dict[str, object]:
-    every = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
-    return {"type": "BertNormalizer", **every, **options}
-
-
-def added(content: str, number: int, **options: bool) -> dict[str, object]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": number, "content": content, **flags, **options}
-
-
-@cache
-def small() -> str:
-    return train_tokenizer(TEXTS, 400)
-
-
-@cache
-def byte_level(vocab_size: int) -> str:
-    """RoBERTa's kind, trained on TEXTS; 256 entries are the bytes alone."""
-    tokenizer = PackageTokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    return tokenizer.to_str()
-
-
-def changed(source: str, **parts: object) -> str:
-    return json.dumps(json.loads(source) | parts, ensure_ascii=False)
-
-
-def roberta(vocab_size: int, prefix: bool, trim: bool, **parts: object) -> str:
-    pre = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": True}
-    n = len(json.loads(byte_level(vocab_size))["model"]["vocab"])
-    ends = {"sep": ["</s>", n + 1], "cls": ["<s>", n]}
-    post = {"type": "RobertaProcessing", **ends, "trim_offsets": trim, "add_prefix_space": prefix}
-    tokens = [added("<s>", n), added("</s>", n + 1), added("<mask>", n + 2, lstrip=True)]
-    return changed(
-        byte_level(vocab_size), **{"pre_tokenizer": pre, "post_processor": post, "added_tokens": tokens} | parts
-    )
-
-
-def with_tokens(source: str) -> str:
-    """All kinds of added tokens behind those that are there."""
-    spec = json.loads(source)
-    n = len(spec["model"]["vocab"].keys() | {t["content"] for t in spec["added_tokens"]})
-    spec["added_tokens"] += [
-        added("<sw>", n, single_word=True),
-        added("<both>", n + 1, lstrip=True, rstrip=True),
-        added("<BOTH>x", n + 2, rstrip=True),
-        added("Straße", n + 3, normalized=True, special=False),
-        added("Ünï", n + 4, normalized=True, single_word=True, special=False),
-        added("tschüß", n + 5, normalized=True, lstrip=True, rstrip=True, special=False),
-        added("中", n + 6, special=False),
-        added("Qq", n + 7, special=False),
-        added("été", n + 8, special=False, lstrip=True),
-    ]
-    return json.dumps(spec, ensure_ascii=False)
-
 
 SPELLING: dict[str, Callable[[], str]] = {
     "spelling, as it is": lambda: roberta(256, False, False),
@@ -209,50 +151,6 @@ def base(name: str) -> str:
     return MPNET.read_text(encoding="utf-8")
 
 
-# comparing -----------------------------------------------------------------------------------------------------------
-
-
-@cache
-def both(source: str, max_tokens: int) -> tuple[Tokenizer, Any]:
-    ours = Tokenizer(source, max_tokens)
-    assert ours.native is not None, ours.refusal
-    assert ours.refusal is None
-    package = _open_package(source, max_tokens, "")
-    assert ours.vocab_size == package.get_vocab_size(with_added_tokens=True)
-    return ours, package
-
-
-def plain(encoded: Encoded) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    return encoded.ids.tolist(), encoded.first.tolist(), encoded.words
-
-
-def unpaired_to_fffd(text: str) -> str:
-    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
-
-
-def compare(source: str, texts: Sequence[str], max_tokens: int = 64) -> None:
-    ours, package = both(source, max_tokens)
-    wanted = package.encode_batch([unpaired_to_fffd(text) for text in texts])
-    for text, found, want in zip(texts, ours.encode_batch(list(texts)), wanted, strict=True):
-        if plain(found) != plain(_encoded(want)):  # a lone assert would print all texts
-            assert (text, plain(found)) == (text, plain(_encoded(want)))
-
-
-EDGES = [
-    "", " ", "\t\n ", "\0", "a\0b", "\ufffd", "\ud83d", "a\udc00b", "\ud83d\ude00 x", "[SEP]", "a[SEP]b", "[ SEP ]",
-    "[MASK][MASK] [PAD]", "  <mask>  <mask>x", "<s>", "</s></s>", "<unk>", "<UNK>", "[UNK] [unk]", "  <both> <both>x",
-    "<sw><sw> a<sw> <sw>b <sw>", "<BOTH>x  y", "STRASSE straße Straße", "ünï Ünï,üni", "中 中a 中", "été  été Été",
-    "it's 's 'll I'LL we're''s ' 's", "a  b   c \n d\n\ne \t", "\u00a0x\u2003y\u3000",
-    "ÅÅÅ\u030a\u0323x", "\u0344a\u0f73\u0f71\u0f74",
-    "\u302e\u0301가\u302f", "각각힣가", "\U0001d165\U00016ff0\u0334", "ﬁ ǅ ß İ ı ς Σ",
-    "x" * 100, "x" * 101, "ü" * 100, "ü" * 101, "üüü üü üüüü üa",
-    "a" * 10_000, "é" * 10_000, "가" * 3_000, "\u0301" * 10_000, "ab" * 5_000, "!" * 10_000,
-    " " * 10_000, "中" * 10_000,
-    "[SEP]" * 200, "\u200d\u200b\ufeff", "\U000f0000\U0010ffff\ue000", "1 22 ٣٤ Ⅷ ½", "\x7f\x80\x85\x1c\x0b\x0c",
-]  # fmt: skip
-LIMITS = (2, 3, 4, 7, 64)
-
-
 @pytest.mark.parametrize("name", MADE)
 def test_edges(name: str) -> None:
     for max_tokens in LIMITS:
@@ -263,10 +161,6 @@ def test_edges(name: str) -> None:
 def test_edges_of_public_bases(name: str) -> None:
     for max_tokens in (2, 5, 64, 512):
         compare(base(name), EDGES + TEXTS, max_tokens)
-
-
-def messages(folder: Path | str) -> list[str]:
-    return list(dict.fromkeys(m.text for m in load_data(folder).messages))
 
 
 @pytest.mark.parametrize("name", ["small", "roberta, prefix and trim", "MiniLM", "MPNet"])
@@ -284,13 +178,6 @@ def test_public_messages(real_data: Path, folder: str) -> None:
 
 # Unicode -------------------------------------------------------------------------------------------------------------
 
-MARKS = "\u0301\u0323\u0334\u0345\u302e\u302f\u0f71\u0f72\u3099\u093c\u05b0\u064b\u0e48\U0001d165\U0001d16d\U00016ff0"
-WORDS = "I'd like to fly, it's we'll don't!? 12 3.50 WE'RE é É ü ß İ Σ ς ñ Å ﬁ ǅ 한국어 각 Straße Ünï 中 Qq été tschüß"
-TOKENS = "[SEP] [MASK] <mask> </s> <sw> <both> [ < Ġ ## ▁ 👩\u200d👩\u200d👧 🇩🇪 ❤\ufe0f 👍🏽 \u1100\u1161\u11a8"
-PIECES = [
-    *WORDS.split(), *TOKENS.split(), *"中文東京𠀀豈", "\0", "\ufffd", "\ud800", "\udfff", "\u200d", "\u200b", "\xad",
-    "\n", "\t", " ", "  ", "\u00a0", "\u2000", "\u3000", "\x85", "\x1c", "\ue000", "\U0010fffd", "\u0378",
-]  # fmt: skip
 texts = st.lists(
     st.one_of(
         st.sampled_from(PIECES),
@@ -332,10 +219,6 @@ def test_every_normalizer(clean: bool, cjk: bool, strip: bool | None, lower: boo
     compare(changed(small(), normalizer=normalizer), EDGES[:30] + TEXTS + texts, 256)
 
 
-# All that can be something, and of the wide empty planes every 251st.
-CODE_POINTS = [*range(0xD800), *range(0xE000, 0x33500), *range(0x33500, 0x110000, 251), *range(0xE0000, 0xE1000)]
-
-
 @pytest.mark.parametrize("name", [*SPELLING, "small, cased"])
 def test_every_code_point(name: str) -> None:
     """Each one between letters, many in one text: the spans show where a difference is."""
@@ -372,7 +255,7 @@ def test_bytes_that_are_no_utf8_count_as_fffd() -> None:
     for _ in range(3000):
         raw = bytes(rng.choices(alphabet, k=rng.randrange(12)))
         found = Encoded(*ours.native.encode(raw))
-        assert plain(found) == plain(_encoded(package.encode(raw.decode("utf-8", "replace")))), raw
+        assert plain(found) == plain(package.encode_batch([raw.decode("utf-8", "replace")])[0]), raw
 
 
 def test_threads_share_a_tokenizer() -> None:
@@ -429,7 +312,7 @@ REFUSED = {
     "pre_tokenizer of a WordPiece model is 'Whitespace'": changed(small(), pre_tokenizer={"type": "Whitespace"}),
     "pre_tokenizer of a WordPiece model is None": changed(small(), pre_tokenizer=None),
     "pre_tokenizer of a BPE model is 'Whitespace'": roberta(256, True, True, pre_tokenizer={"type": "Whitespace"}),
-    "model is 'Unigram'": changed(small(), model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}),
+    "model is 'WordLevel'": changed(small(), model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
     "model is None": changed(small(), model=UNTYPED),
     "WordPiece has 'x'": changed(small(), model=word_piece(x=1)),
     "unk_token is not in the vocabulary": changed(small(), model=word_piece(unk_token="nope")),

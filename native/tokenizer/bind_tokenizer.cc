@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "tokenizer/bind_tokenizer.h"
+#include "tokenizer/number.h"
 #include "tokenizer/unicode.h"
 
 namespace nb = nanobind;
@@ -51,14 +52,66 @@ std::pair<std::string_view, std::string_view> merge(nb::handle item) {
   return {view(PyList_GET_ITEM(item.ptr(), 0)), view(PyList_GET_ITEM(item.ptr(), 1))};
 }
 
-void make(Tokenizer* self, nb::dict vocab, nb::list added, nb::object normalizer, nb::object word_piece,
-          nb::object byte_level_bpe, std::vector<std::int32_t> before, std::vector<std::int32_t> after,
-          bool trim_offsets, bool trim_keeps_prefix_space, std::size_t max_tokens) {
+// Of a token: an int, or a number with a fraction as it is written (a subclass of str, see tokenizer/spec.py).
+double score(nb::handle number) {
+  if (PyLong_CheckExact(number.ptr()) || (PyUnicode_Check(number.ptr()) && !PyUnicode_CheckExact(number.ptr())))
+    return package_number(view(nb::str(number)));
+  throw std::invalid_argument("a score that is no number, or one too large");
+}
+
+void fill_vocabulary(nb::handle vocab, TokenizerSpec& spec) {
+  if (PyDict_Check(vocab.ptr())) {
+    PyObject *key, *value;
+    for (Py_ssize_t at = 0; PyDict_Next(vocab.ptr(), &at, &key, &value);)
+      spec.vocab.emplace_back(view(key), token_id(value));
+    return;
+  }
+  std::int32_t id = 0;
+  for (nb::handle item : nb::cast<nb::list>(vocab)) {
+    if (!PyList_Check(item.ptr()) || PyList_GET_SIZE(item.ptr()) != 2)
+      throw std::invalid_argument("an entry that is not a token and its score");
+    spec.vocab.emplace_back(view(PyList_GET_ITEM(item.ptr(), 0)), id++);
+    spec.scores.push_back(score(PyList_GET_ITEM(item.ptr(), 1)));
+  }
+}
+
+// ("charsmap", bytes), ("squeeze", blank) or ("strip", left, right)
+NormalizerStep step(nb::handle item) {
+  const auto fields = nb::cast<nb::tuple>(item);
+  const std::string_view kind = view(fields[0]);
+  NormalizerStep found;
+  if (kind == "charsmap") {
+    const auto table = nb::cast<nb::bytes>(fields[1]);
+    found.table.assign(table.c_str(), table.size());
+  } else if (kind == "squeeze") {
+    const char* blank = view(fields[1]).data();
+    found.kind = NormalizerStep::squeeze;
+    found.blank = unicode::next(blank);
+  } else {
+    found.kind = NormalizerStep::strip;
+    found.left = nb::cast<bool>(fields[1]);
+    found.right = nb::cast<bool>(fields[2]);
+  }
+  return found;
+}
+
+// (unk_id, what the blank is put in front of, splits, splits white space)
+void fill_unigram(nb::handle fields, TokenizerSpec& spec) {
+  const auto held = nb::cast<nb::tuple>(fields);
+  spec.pieces = Pieces::unigram;
+  spec.unk_id = token_id(held[0]);
+  const std::string_view prepend = view(held[1]);
+  spec.prepend = prepend == "always" ? Prepend::always : prepend == "first" ? Prepend::first : Prepend::never;
+  spec.splits = nb::cast<bool>(held[2]);
+  spec.splits_white_space = nb::cast<bool>(held[3]);
+}
+
+void make(Tokenizer* self, nb::object vocab, nb::list added, nb::object normalizer, nb::list steps,
+          nb::object word_piece, nb::object byte_level_bpe, nb::object unigram, std::vector<std::int32_t> before,
+          std::vector<std::int32_t> after, bool trim_offsets, bool trim_keeps_prefix_space, std::size_t max_tokens) {
   TokenizerSpec spec;
-  spec.vocab.reserve(vocab.size());
-  PyObject *key, *value;
-  for (Py_ssize_t at = 0; PyDict_Next(vocab.ptr(), &at, &key, &value);)
-    spec.vocab.emplace_back(view(key), token_id(value));
+  fill_vocabulary(vocab, spec);
+  for (nb::handle item : steps) spec.steps.push_back(step(item));
   for (nb::handle item : added) {
     const auto [content, id, single_word, lstrip, rstrip, normalized] =
         nb::cast<std::tuple<nb::str, nb::int_, bool, bool, bool, bool>>(item);
@@ -69,11 +122,13 @@ void make(Tokenizer* self, nb::dict vocab, nb::list added, nb::object normalizer
     const auto [clean, cjk, strip, lower] = nb::cast<std::tuple<bool, bool, bool, bool>>(normalizer);
     spec.normalizer = {clean, cjk, strip, lower};
   }
-  spec.byte_level = !byte_level_bpe.is_none();
-  if (spec.byte_level == !word_piece.is_none())
-    throw std::invalid_argument("give word_piece or byte_level_bpe, one of them");
+  if (!word_piece.is_none() + !byte_level_bpe.is_none() + !unigram.is_none() != 1)
+    throw std::invalid_argument("give word_piece, byte_level_bpe or unigram, one of them");
   nb::tuple held;  // the views of unk_token and merges need their strings
-  if (spec.byte_level) {
+  if (!unigram.is_none()) {
+    fill_unigram(unigram, spec);
+  } else if (!byte_level_bpe.is_none()) {
+    spec.pieces = Pieces::byte_level_bpe;
     held = nb::cast<nb::tuple>(byte_level_bpe);
     for (nb::handle item : nb::cast<nb::list>(held[0])) spec.merges.push_back(merge(item));
     spec.ignore_merges = nb::cast<bool>(held[1]);
@@ -143,8 +198,9 @@ void bind_tokenizer(nanobind::module_& m) {
   using flyweight::Tokenizer;
   nb::class_<Tokenizer>(m, "Tokenizer", "Text -> token ids and the words' spans; made by flyweight.tokenizer.")
       .def("__init__", &flyweight::make, nb::arg("vocab"), nb::arg("added"), nb::kw_only(),
-           nb::arg("normalizer").none(), nb::arg("word_piece").none() = nb::none(),
-           nb::arg("byte_level_bpe").none() = nb::none(), nb::arg("before"), nb::arg("after"), nb::arg("trim_offsets"),
+           nb::arg("normalizer").none() = nb::none(), nb::arg("steps") = nb::list(),
+           nb::arg("word_piece").none() = nb::none(), nb::arg("byte_level_bpe").none() = nb::none(),
+           nb::arg("unigram").none() = nb::none(), nb::arg("before"), nb::arg("after"), nb::arg("trim_offsets"),
            nb::arg("trim_keeps_prefix_space"), nb::arg("max_tokens"),
            "The fields of a tokenizer.json; ValueError for what is not supported.")
       .def("encode", &flyweight::encode, nb::arg("text"),

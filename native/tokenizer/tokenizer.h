@@ -1,7 +1,8 @@
 // Text -> token ids and where its words begin, equal to the `tokenizers` package for what a TokenizerSpec can say.
 //
-//   text -> added tokens that match raw text -> BertNormalizer -> added tokens that match normalized text
-//        -> words (BertPreTokenizer or ByteLevel) -> pieces (WordPiece or BPE) -> limit -> special tokens
+//   text -> added tokens that match raw text -> normalizer -> added tokens that match normalized text
+//        -> words (BertPreTokenizer, ByteLevel or Metaspace) -> pieces (WordPiece, BPE or Unigram) -> limit
+//        -> special tokens
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,7 @@
 namespace flyweight {
 
 // One message. A word is known by its first sub-token; words beyond the limit are absent, and so are words whose tokens
-// cover no character. The vectors of words have one length.
+// cover no character. The vectors of words have one length. What is a word behind a Metaspace: tokenizer/package.py.
 struct Encoding {
   std::vector<std::int32_t> ids;     // with special tokens
   std::vector<std::int32_t> first;   // per word: index in `ids` of its first sub-token
@@ -34,20 +35,39 @@ struct BertNormalizer {
   bool clean_text = true, handle_chinese_chars = true, strip_accents = true, lowercase = true;
 };
 
+// A normalizer of Unigram models.
+struct NormalizerStep {
+  enum Kind : std::uint8_t { charsmap, squeeze, strip } kind = charsmap;
+  std::string table;               // charsmap: its bytes
+  char32_t blank = ' ';            // squeeze: what two blanks or more become
+  bool left = false, right = false;  // strip: which ends lose their white space
+};
+
+// What a Metaspace puts its blank in front of, unless there is one: every word, the message's first one, none.
+enum class Prepend : std::uint8_t { always, first, never };
+
+enum class Pieces : std::uint8_t { word_piece, byte_level_bpe, unigram };
+
 // The fields of a tokenizer.json. Strings are UTF-8; the views need to live only until the Tokenizer is made.
 struct TokenizerSpec {
   std::vector<std::pair<std::string_view, std::int32_t>> vocab;  // distinct strings, distinct ids
   std::vector<AddedToken> added;
 
-  bool byte_level = false;  // false: BertPreTokenizer and WordPiece; true: ByteLevel and BPE
-  // WordPiece
+  Pieces pieces = Pieces::word_piece;
+  // BertPreTokenizer and WordPiece
   std::string unk_token = "[UNK]", prefix = "##";
   std::size_t max_chars_per_word = 100;
   // ByteLevel and BPE
   std::vector<std::pair<std::string_view, std::string_view>> merges;
   bool ignore_merges = false, add_prefix_space = false, use_regex = true;
+  // Metaspace and Unigram. splits: round its blanks; splits_white_space: round all white space, before that.
+  std::vector<double> scores;  // of each entry of vocab
+  std::int32_t unk_id = -1;
+  Prepend prepend = Prepend::always;
+  bool splits = true, splits_white_space = false;
+  std::vector<NormalizerStep> steps;
 
-  bool normalizes = true;
+  bool normalizes = true;  // not with Unigram
   BertNormalizer normalizer;
 
   // Post-processing: ids before and after the message; offsets without white space (ByteLevel, RobertaProcessing).
