@@ -13,17 +13,21 @@ import json
 import statistics
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import tokenizers
-from tokenizers import models, pre_tokenizers, processors, trainers
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from flyweight.data.load import load_data
 from flyweight.measure.machine import machine
 from flyweight.model.checkpoints import resolve_base
 from flyweight.tokenizer import Tokenizer
 from flyweight.tokenizer.package import Package
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "native" / "tokenizer"))
+from charsmap import charsmap
 
 RESULTS = Path(__file__).parent / "results" / "tokenizer.json"
 N_MESSAGES, N_ROUNDS, N_LOADS, MAX_TOKENS = 500, 20, 10, 128
@@ -39,6 +43,25 @@ def byte_level(texts: list[str]) -> str:
         texts, trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
     )
     return made.to_str()
+
+
+def unigram(texts: list[str]) -> str:
+    """A Unigram tokenizer.json of XLM-R's kind, learned from the messages, with a charsmap of NFKC."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.normalizer = normalizers.Precompiled(charsmap(nfkc_rules()))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    ends = [("<s>", 0), ("</s>", 1)]
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    special = [*(name for name, _ in ends), "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=2000, special_tokens=special, unk_token="<unk>", show_progress=False)
+    made.train_from_iterator(texts, trainer)
+    return made.to_str()
+
+
+def nfkc_rules() -> dict[str, str]:
+    """Each character that NFKC changes, and what it becomes."""
+    characters = map(chr, [*range(1, 0xD800), *range(0xE000, 0x30000)])
+    return {c: found for c in characters if (found := unicodedata.normalize("NFKC", c)) != c}
 
 
 def best_us(calls: dict[str, Callable[[str], object]], texts: list[str]) -> dict[str, list[float]]:
@@ -68,6 +91,7 @@ def main() -> None:
     sources = {
         "WordPiece (MiniLM)": (resolve_base("minilm") / "tokenizer.json").read_text(encoding="utf-8"),
         "byte-level BPE": byte_level(texts),
+        "Unigram": unigram(texts),
     }
     result: dict[str, object] = {"machine": machine(), "data": Path(data).name, "n_messages": len(texts)}
     for title, source in sources.items():

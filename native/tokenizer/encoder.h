@@ -100,6 +100,7 @@ class Encoder {
   std::size_t byte_level_end(std::size_t a, std::size_t b) const;
   void metaspace_words(std::size_t a, std::size_t b);
   void metaspace_word(std::size_t a, std::size_t b);
+  void metaspace_pieces(std::size_t begin, std::size_t end);
   void metaspace_token(std::int32_t id, std::uint32_t start, std::uint32_t end);
 
   const char* bytes() const { return work_.text.bytes.data(); }

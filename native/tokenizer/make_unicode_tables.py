@@ -9,8 +9,8 @@ down. Run from the root of the project:
     python native/tokenizer/make_unicode_tables.py --check    # exit code 1 if the file would change
 
 Layout: `class_of(c) = kBlocks[kBlockOf[c >> 7]][c & 127]` indexes kClasses, the distinct (flags, combining class,
-flags of grapheme clusters). Lower case and canonical decomposition are sorted lists, searched only where a flag says that there is an entry;
-Hangul decomposes by arithmetic.
+flags of grapheme clusters). Lower case and canonical decomposition are sorted lists, searched only where a flag says
+that there is an entry; Hangul decomposes by arithmetic.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def unit_flags() -> tuple[set[int], set[int]]:
     return {c for c in CODE_POINTS if c not in marks and len(split(f"a{chr(c)}")) == 1}, marks
 
 
-# What shows whether `before` and `x` are one cluster: x + U+0301 are at most 5 bytes, and Precompiled replaces a cluster
-# of at most 5 bytes whole, by what its first character becomes; so the mark is gone. In a longer one it stays.
+# What shows whether `before` and `x` are one cluster: x + U+0301 are at most 5 bytes, and Precompiled replaces such a
+# cluster whole, by what its first character becomes; so the mark is gone. In a longer one it stays.
 PROBES = "a\u0937\xa9\u1100\u1161\u11a8"  # a letter, a consonant of Devanagari, a pictographic one, Hangul L, V, T
 OTHERS = "b\u0938\xae\u1101\u1162\u11a9"  # the same for the probes themselves
 MARK = "\u0301"

@@ -1,4 +1,6 @@
 // Metaspace's words, Unigram's pieces of them, and which pieces are a word for entities.
+#include <array>
+
 #include "tokenizer/encoder.h"
 #include "tokenizer/unicode.h"
 
@@ -10,6 +12,12 @@ namespace {
 
 constexpr std::uint32_t kWhite = 0;  // the unit of white space, and of what stands for it
 constexpr char32_t kBlank = 0x2581;
+
+constexpr std::array<std::uint16_t, 128> kAscii = [] {  // their flags
+  std::array<std::uint16_t, 128> flags{};
+  for (char32_t c = 0; c < 128; ++c) flags[c] = u::class_of(c).flags;
+  return flags;
+}();
 
 }  // namespace
 
@@ -23,7 +31,7 @@ void Encoder::find_units(std::string_view message) {
   std::size_t n = 0;
   for (const char* p = message.data(); p != message.data() + message.size(); ++n) {
     const char32_t c = u::next(p);
-    const std::uint16_t flags = u::class_of(c).flags;
+    const std::uint16_t flags = c < 0x80 ? kAscii[c] : u::class_of(c).flags;
     const bool letter = flags & u::kUnitLetter;
     if (!(n && (flags & u::kUnitMark))) {
       unit += !(letter && letters);
@@ -52,7 +60,8 @@ void Encoder::metaspace_words(std::size_t a, std::size_t b) {
   std::size_t begin = a;
   for (const char* p = base + a; p != base + b && !full();) {
     const auto at = static_cast<std::size_t>(p - base);
-    if (!u::is(u::next(p), u::kSpace)) continue;
+    const char32_t c = u::next(p);
+    if (!((c < 0x80 ? kAscii[c] : u::class_of(c).flags) & u::kSpace)) continue;
     if (begin < at) metaspace_word(begin, at);
     begin = static_cast<std::size_t>(p - base);
   }
@@ -74,26 +83,35 @@ void Encoder::metaspace_word(std::size_t a, std::size_t b) {
   const bool has_blank = text.starts_with(' ') || text.starts_with(kMetaspace);
   const bool wants_blank = parts_.prepend == Prepend::always || (parts_.prepend == Prepend::first && source[a] == 0);
   if (wants_blank && !has_blank) put(kMetaspace, source[a]);
+  std::size_t begin = 0;  // of the word at hand
   for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == ' ') {
-      put(kMetaspace, source[a + i]);
-    } else {
+    const bool is_blank = text[i] == ' ' || (text[i] == kMetaspace[0] && text.substr(i).starts_with(kMetaspace));
+    if (!is_blank) {
       spaced.bytes[n] = text[i];
       spaced.source[n++] = source[a + i];
+      continue;
     }
-  }
-
-  const std::string_view whole(spaced.bytes.data(), n);
-  for (std::size_t begin = 0, end; begin < n && !full(); begin = end) {
-    end = parts_.splits ? std::min(whole.find(kMetaspace, begin + 1), n) : n;
-    const std::string_view word = whole.substr(begin, end - begin);
-    begin_word();
-    parts_.unigram->split(word, work_.pieces, work_.unigram);
-    for (const Piece& piece : work_.pieces) {
+    if (parts_.splits && n > begin) {
+      metaspace_pieces(begin, n);
+      begin = n;
       if (full()) return;
-      if (only_blanks(word.substr(piece.begin, piece.end - piece.begin))) out_.ids.push_back(piece.id);
-      else metaspace_token(piece.id, spaced.source[begin + piece.begin], spaced.source[begin + piece.end - 1] + 1);
     }
+    put(kMetaspace, source[a + i]);
+    if (text[i] != ' ') i += kMetaspace.size() - 1;
+  }
+  metaspace_pieces(begin, n);
+}
+
+// Of bytes [begin, end) of the text with blanks.
+void Encoder::metaspace_pieces(std::size_t begin, std::size_t end) {
+  const Normalized& spaced = work_.spaced;
+  const std::string_view word(spaced.bytes.data() + begin, end - begin);
+  begin_word();
+  parts_.unigram->split(word, work_.pieces, work_.unigram);
+  for (const Piece& piece : work_.pieces) {
+    if (full()) return;
+    if (only_blanks(word.substr(piece.begin, piece.end - piece.begin))) out_.ids.push_back(piece.id);
+    else metaspace_token(piece.id, spaced.source[begin + piece.begin], spaced.source[begin + piece.end - 1] + 1);
   }
 }
 

@@ -12,7 +12,7 @@
 
 namespace flyweight::unicode {
 
-inline const Class& class_of(char32_t c) { return kClasses[kBlocks[kBlockOf[c >> 7] * 128 + (c & 127)]]; }
+constexpr const Class& class_of(char32_t c) { return kClasses[kBlocks[kBlockOf[c >> 7] * 128 + (c & 127)]]; }
 inline bool is(char32_t c, std::uint16_t flag) { return (class_of(c).flags & flag) != 0; }
 
 inline bool is_ascii(std::string_view text) {

@@ -56,7 +56,7 @@ class Package:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_tokens)
         self.blank = _metaspace(json.loads(source).get("pre_tokenizer"))
-        self._units = unit_splitter()
+        self._units = None if self.blank is None else unit_splitter()
 
     @property
     def vocab_size(self) -> int:
