@@ -54,10 +54,12 @@ void Unigram::build(const std::vector<std::pair<std::string_view, std::int32_t>>
   std::vector<Range> ranges{{0, sorted.size(), 0, 0}};
   std::vector<Range> children;
   while (!ranges.empty()) {
-    auto [from, to, depth, node] = ranges.back();
+    const Range range = ranges.back();
     ranges.pop_back();
+    std::size_t from = range.from;
+    const std::size_t to = range.to, depth = range.depth;
     if (sorted[from].first.size() == depth) {
-      nodes_[node].id = sorted[from++].second;
+      nodes_[range.node].id = sorted[from++].second;
       if (from < to && sorted[from].first.size() == depth) throw std::invalid_argument("two tokens of the same text");
     }
     if (from == to) continue;
@@ -82,10 +84,10 @@ void Unigram::build(const std::vector<std::pair<std::string_view, std::int32_t>>
       offset = free[i] ^ byte_of(children[0]);
       if (has_room(offset)) break;
     }
-    nodes_[node].offset = offset;
+    nodes_[range.node].offset = offset;
     for (Range& child : children) {
       child.node = offset ^ byte_of(child);
-      nodes_[child.node].parent = node;
+      nodes_[child.node].parent = range.node;
       ranges.push_back(child);
     }
   }
