@@ -64,7 +64,7 @@ def test_import_with_data(folder: Path, data: Path, tmp_path: Path, call: Call) 
     done = call("import", folder, "--data", data, "--out", out, "--fallback-rate", 0.25)
     assert (done.code, done.err) == (0, "")
     model = NLUModel.load(out)
-    parameters = f"{model.n_parameters() / 1e6:.1f} M parameters"
+    parameters = f"{model.n_parameters():,} parameters"
     assert done.out == f"{out}: roberta ForSequenceClassification, 4 intents, {parameters}\n"
     assert 0 < model.labels.threshold < 1
     assert model.labels.temperature != 1
@@ -157,7 +157,7 @@ def test_compressing_intents_with_data_of_none(folder: Path, data: Path, tmp_pat
         ("FOLDER --out NEW --labels THREE", r"'classifier\.out_proj\.weight' is \(4, 32\); config\.json and the"),
         ("FOLDER --out NEW --labels EMPTY", r"labels: 0 class name\(s\); allowed: at least 2"),
         ("FOLDER --out NEW --max-tokens 2", "max_tokens is 2; at least 4"),
-        ("FOLDER --out NEW --fallback-rate 0.1", "fallback_rate is 0.1, but there are no validation messages"),
+        ("FOLDER --out NEW --fallback-rate 0.1", "fallback_rate is 0.1, but no validation message has an intent"),
         ("FOLDER --out NEW --fallback-rate 1 --data DATA", "fallback_rate is 1.0; allowed: a share of the messages"),
         ("FOLDER --out NEW --data NONE", "none: no such file or folder"),
         ("FOLDER --out NEW --data OTHER", r"no label of the data \('x', 'y'\) is one of the model's \('fly', 'greet'"),
@@ -237,7 +237,7 @@ def test_training_with_a_fallback_rate(tiny_data: NLUData, tmp_path: Path, call:
     assert (labels.fallback_rate, 0 < labels.threshold < 1) == (0.2, True)
     refused = call("train", data, "--out", tmp_path / "new", *options, "--validation", 0)
     assert refused.code == 1
-    assert "fallback_rate is 0.2, but there are no validation messages" in refused.err.splitlines()[-1]
+    assert "fallback_rate is 0.2, but no validation message has an intent" in refused.err.splitlines()[-1]
 
 
 def test_evaluating_a_file_of_logits(tiny_data: NLUData, tmp_path: Path, call: Call) -> None:

@@ -100,7 +100,7 @@ def test_wrong_usage_is_2(arguments: list[str], message: str, call: Call) -> Non
         ("evaluate NONE.fly CSV", r"none\.csv\.fly does not exist; name a \.fly file"),
         ("evaluate INT8 NONE", "none.csv: no such file or folder"),
         ("evaluate INT8 CSV --part half", "--part is 'half'; allowed: auto, train, validation, test, all"),
-        ("evaluate INT8 CSV --against NONE", "config.json is missing; a model folder is what"),
+        ("evaluate INT8 CSV --against NONE", "no such file or folder; allowed: a .fly file"),
         ("bench INT8 --data NONE", "none.csv: no such file or folder"),
         ("bench INT8 --data CSV --calls 0", "--calls is 0; allowed: at least 1"),
         ("bench INT8 TEACHER INT8 --data CSV", r"int8\.fly is given twice; allowed: each model once"),

@@ -15,8 +15,8 @@ from test_parser_guards import ENGINES, NO_GOLDEN
 
 from flyweight.answers import Answer, Labels, softmax, with_fallback
 from flyweight.artifact import write
-from flyweight.data.messages import Message, NLUData, is_out_of_scope
-from flyweight.errors import ArtifactError, ConfigError
+from flyweight.data.messages import Entity, Message, NLUData, is_out_of_scope
+from flyweight.errors import ArtifactError, ConfigError, FlyweightWarning
 from flyweight.export.fly import contents, save
 from flyweight.measure.quality import evaluate, evaluate_answers
 from flyweight.model.nlu import NLUModel
@@ -156,7 +156,7 @@ def test_training_fits_it(tiny_data: NLUData) -> None:
     assert fitted.labels.fallback_rate == 0.5
     assert 4 <= turned_away(fitted, tiny_data.validation) <= 6  # less than half where confidences are equal
     assert fitted.labels.temperature == plain.labels.temperature
-    with pytest.raises(ConfigError, match=r"^fallback_rate is 0\.5, but there are no validation messages"):
+    with pytest.raises(ConfigError, match=r"^fallback_rate is 0\.5, but no validation message has an intent"):
         train(tiny_data.with_splits(tiny_data.train, (), ()), "small", fallback_rate=0.5, **more)
     for rate in (1.0, -0.1, float("nan")):
         with pytest.raises(ConfigError, match=rf"^fallback_rate is {rate}; allowed: a share of the messages"):
@@ -172,15 +172,33 @@ def test_out_of_scope_messages_do_not_count(tiny_model: NLUModel, tiny_data: NLU
     inside = best_inside(model, renamed)
     assert len(inside) == 9
     assert (inside < model.labels.threshold).sum() == 3  # of nine
-    calibrate(model, [m for m in renamed if is_out_of_scope(m.intent)])
-    assert model.labels.threshold == 0.0  # no message in scope: none may be turned away
 
 
 def test_without_messages_it_stays(unsure: NLUModel) -> None:
     model = unsure.copy()
     calibrate(model, ())
-    calibrate(model, [Message("no intent"), Message("a stranger", "stranger")])
+    calibrate(model, [Message("no intent")])
     assert model.labels == unsure.labels
+
+
+def test_messages_of_other_labels_fit_nothing(unsure: NLUModel, tiny_data: NLUData) -> None:
+    model = unsure.copy()
+    strangers = [Message(f"message {i}", "stranger") for i in range(40)]
+    one_intent = [m for m in tiny_data.validation if m.intent == "weather"]
+    for messages, n_known in ((strangers, 0), ([*strangers, *tiny_data.validation], 12), (one_intent, len(one_intent))):
+        with pytest.warns(FlyweightWarning, match=f"of {len(messages)} validation messages {n_known} have an intent"):
+            calibrate(model, messages)
+        assert model.labels == unsure.labels
+
+
+def test_compressing_with_messages_of_one_shared_intent_keeps_the_threshold(
+    unsure: NLUModel, tiny_data: NLUData
+) -> None:
+    shared = [m for m in tiny_data.validation if m.intent == "weather"]
+    assert unsure.labels.threshold > 0
+    with pytest.warns(FlyweightWarning, match="temperature and threshold stay as they are"):
+        small = compress(unsure, NLUData(tuple(shared), tuple(shared)), [Int8()], measure=False, progress=False)
+    assert small.labels == unsure.labels
 
 
 @pytest.mark.parametrize("step", [Int8(), Codebook(encoder=2, embeddings=4)])
@@ -310,3 +328,31 @@ def test_calibration_is_of_the_likeliest_intent_whatever_the_threshold() -> None
     for threshold in (0.0, 0.9):
         answers = [Answer(m.text, ("greet", "book"), np.array([0.6, 0.4]), (), threshold) for m in messages]
         assert evaluate_answers(answers, messages).expected_calibration_error == pytest.approx(0.1)
+
+
+def test_a_fallback_misses_without_being_a_class() -> None:
+    """100 right answers of 101, the last a fallback: F1 of greet 1, of book 2 * 50 / (50 + 51)."""
+    messages = [Message(f"g{i}", "greet") for i in range(50)] + [Message(f"b{i}", "book") for i in range(51)]
+    names = ("greet", "book")
+    sure = [np.array([0.9, 0.1])] * 50 + [np.array([0.1, 0.9])] * 50 + [np.array([0.5, 0.5])]
+    answers = [Answer(m.text, names, p, (), 0.6) for m, p in zip(messages, sure, strict=True)]
+    assert answers[-1].intent == "nlu_fallback"
+    parent = [
+        Answer(m.text, names, p[::-1] if m.intent != names[p.argmax()] else p)
+        for m, p in zip(messages, sure, strict=True)
+    ]
+    quality = evaluate_answers(answers, messages, against=parent, n_bootstrap=5)
+    assert quality.intent_macro_f1 == pytest.approx((1 + 100 / 101) / 2)
+    assert quality.intent_accuracy == pytest.approx(100 / 101)
+    assert quality.losses["intent_macro_f1"].child == pytest.approx((1 + 100 / 101) / 2)
+
+
+def test_a_model_without_intents_is_compared_by_spans_alone() -> None:
+    messages = [Message("to Oslo", "book", (Entity(3, 7, "city"),)), Message("hello", "greet")]
+    tagger = [Answer(m.text, (), np.zeros(0), m.entities) for m in messages]
+    other = [
+        Answer(m.text, ("book", "greet"), np.array([0.9, 0.1]), e) for m, e in zip(messages, ((), ()), strict=True)
+    ]
+    quality = evaluate_answers(other, messages, against=tagger, n_bootstrap=5)
+    assert set(quality.losses) == {"span_f1"}
+    assert (quality.n_flips, quality.n_intent_flips) == (1, 0)

@@ -48,6 +48,8 @@ def parse(
     fly = text.pop(0) if text and (text[0] == BUNDLED or _names_a_model(text[0])) else BUNDLED
     if not text and sys.stdin.isatty():
         raise ConfigError("no message: give one after the file, or pipe lines into stdin")
+    if fly == BUNDLED and len(text) > 1 and words and text[0] == words[0] and " " not in text[0]:
+        raise ConfigError(f"{text[0]!r} is no .fly file here; name one (its name ends in .fly), or quote each message")
     nlu = load(fly, threshold=threshold)
     if fly == BUNDLED:
         show.note(
@@ -68,7 +70,7 @@ def _names_a_model(word: str) -> bool:
 
 
 def inspect(
-    fly: Annotated[Path, typer.Argument(help="A .fly file.")],
+    fly: Annotated[Path, typer.Argument(help="A .fly file, or 'assistant', the bundled model.")],
     as_json: show.Json = False,
 ) -> None:
     """Show the model card: architecture, weight forms and bytes, lineage, metrics, golden samples.
@@ -80,8 +82,9 @@ def inspect(
     flyweight inspect bot.fly --json
     """
     from flyweight.artifact import read
+    from flyweight.runtime.parser import find
 
-    artifact = read(fly)
+    artifact = read(find(fly))
     m = artifact.manifest
     if as_json:
         show.print_json(m | {"size_bytes": artifact.size_bytes})
@@ -111,7 +114,7 @@ def inspect(
 
 
 def verify(
-    fly: Annotated[Path, typer.Argument(help="A .fly file.")],
+    fly: Annotated[Path, typer.Argument(help="A .fly file, or 'assistant', the bundled model.")],
     as_json: show.Json = False,
 ) -> None:
     """Check structure, SHA-256 of every tensor, and the golden samples.
@@ -123,9 +126,9 @@ def verify(
     flyweight verify bot.fly --json
     """
     from flyweight.artifact import verify as verify_file
-    from flyweight.runtime.parser import Parser
+    from flyweight.runtime.parser import Parser, find
 
-    parser = Parser(verify_file(fly))
+    parser = Parser(verify_file(find(fly)))
     golden = parser.check_golden()
     if not golden.passed:
         raise ParityError(f"{fly}: {golden}")

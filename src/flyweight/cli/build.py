@@ -105,7 +105,9 @@ def compress(
     out: Annotated[Path, typer.Option(help="The .fly file, or a folder, to compress further.")],
     technique: Annotated[
         list[str] | None,
-        typer.Option("--technique", "-t", help="int8, codebook, codebook:encoder=4,embeddings=256 ... in order."),
+        typer.Option(
+            "--technique", "-t", metavar="NAME[:SETTING=...]", help="int8, codebook, codebook:encoder=4 ...; in order."
+        ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe instead of --technique.")] = None,
     seed: Seed = 0,
@@ -224,7 +226,7 @@ def import_model(
         )
         return
     what = f"{len(made.intents)} intents" if made.intents else f"{len(made.entity_labels)} entity types"
-    print(f"{out}: {model.card.steps[-1]['imported']}, {what}, {model.n_parameters() / 1e6:.1f} M parameters")
+    print(f"{out}: {model.card.steps[-1]['imported']}, {what}, {model.n_parameters():,} parameters")
     if made.intents and not data:
         show.note("note: without --data confidences are not calibrated (temperature 1) and no threshold is fitted")
 
@@ -234,6 +236,10 @@ def _teacher(path: Path) -> Teacher:
     from flyweight.model.nlu import NLUModel
     from flyweight.training.logits import LogitsTeacher
 
+    if path.suffix == ".fly":
+        raise ConfigError(
+            f"{path} cannot teach; name the model folder that it was exported from, or a .jsonl of logits"
+        )
     return LogitsTeacher.from_file(path) if path.suffix == ".jsonl" else NLUModel.load(path)
 
 

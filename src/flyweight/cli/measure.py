@@ -174,12 +174,16 @@ def _engine_rows(engine: dict[str, Any]) -> list[list[str]]:
 
 
 def open_model(path: Path) -> Contender:
-    """A .fly file, a model folder or a file of logits, ready to answer. Errors: FlyweightError."""
-    if path.suffix == ".fly" or (path.is_file() and path.suffix != ".jsonl"):
-        from flyweight.runtime.parser import load
+    """A .fly file, 'assistant', a model folder or a file of logits, ready to answer. Errors: FlyweightError."""
+    from flyweight.runtime.parser import find, load
 
-        nlu = load(path)
-        return Contender(str(path), nlu.engine.title, nlu, path)
+    file = path if path.is_dir() else find(path)
+    if file.suffix == ".fly" or (file.is_file() and file.suffix != ".jsonl"):
+        nlu = load(file)
+        return Contender(str(path), nlu.engine.title, nlu, file)
+    if not path.exists():
+        allowed = "a .fly file, a model folder, a .jsonl file of logits, or 'assistant'"
+        raise ConfigError(f"{path}: no such file or folder; allowed: {allowed}")
     try:
         from flyweight.model.nlu import NLUModel
         from flyweight.training.logits import LogitsTeacher

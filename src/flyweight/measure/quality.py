@@ -26,6 +26,7 @@ from flyweight.measure.out_of_scope import OutOfScope, out_of_scope
 if TYPE_CHECKING:  # flyweight.answers loads the tokenizer; measuring does not need it
     from flyweight.answers import Answer, Answerer
 
+NO_CLASS = -2  # code of an answer that is no intent: it counts for no class (-1 is an unknown gold intent)
 N_BINS = 15  # equal-width bins of the calibration error, as in Guo et al. 2017, arXiv:1706.04599
 ANSWER_BLOCK = 64  # messages handed to a model at once, between two calls of `progress`
 TEMPERATURES = (0.05, 20.0)
@@ -50,7 +51,8 @@ class Quality:
     Everything from `n_flips` on is about the parent: None or empty without `against`. A flip is a message whose
     answer (intent or spans) changed: {"text", "gold", "parent", "child"}, each of the last three a frame
     {"intent", "entities": [[start, end, label], ...]}. `out_of_scope` is None unless messages of both kinds are there.
-    `losses` has intent_accuracy, intent_macro_f1 and span_f1.
+    `losses` has intent_accuracy, intent_macro_f1 and span_f1;
+    where one of the two answers no intents, spans alone are compared.
     """
 
     n_messages: int
@@ -141,8 +143,10 @@ def evaluate_answers(
     if against is None:
         return quality
     parent = _outcomes(against, messages, codes)
-    flips = _flips(messages, against, answers)
-    n_intent_flips = sum(flip["parent"]["intent"] != flip["child"]["intent"] for flip in flips)
+    comparable = all(bool(a.intents) == bool(b.intents) for a, b in zip(against, answers, strict=True))
+    flips = _flips(messages, against, answers, comparable)
+    n_intent_flips = sum(comparable and flip["parent"]["intent"] != flip["child"]["intent"] for flip in flips)
+    losses = paired_losses(parent, child, n_bootstrap, seed)
     return replace(
         quality,
         n_flips=len(flips),
@@ -150,7 +154,7 @@ def evaluate_answers(
         n_intent_flips=n_intent_flips,
         intent_flip_rate=n_intent_flips / len(messages),
         flips=flips,
-        losses=paired_losses(parent, child, n_bootstrap, seed),
+        losses=losses if comparable else {"span_f1": losses["span_f1"]},
     )
 
 
@@ -297,7 +301,7 @@ def _outcomes(answers: Sequence[Answer], messages: Sequence[Message], codes: dic
     _same_length("answers", answers, messages)
     pairs = list(zip(answers, messages, strict=True))
     gold = [codes.setdefault(m.intent, len(codes)) if m.intent is not None and a.intents else -1 for a, m in pairs]
-    predicted = [codes.setdefault(_predicted(a, m), len(codes)) for a, m in pairs]
+    predicted = [codes.setdefault(p, len(codes)) if (p := _predicted(a, m)) else NO_CLASS for a, m in pairs]
     spans = _span_outcomes([m.entities for m in messages], [answer.entities for answer in answers])
     return replace(spans, gold=np.array(gold, dtype=np.int64), predicted=np.array(predicted, dtype=np.int64))
 
@@ -307,9 +311,13 @@ def _likeliest(answer: Answer) -> str:
 
 
 def _predicted(answer: Answer, message: Message) -> str:
-    """The answered intent; a fallback is the right answer to an out-of-scope message of no intent the model knows."""
-    stranger = is_out_of_scope(message.intent) and message.intent not in answer.intents
-    return str(message.intent) if stranger and is_out_of_scope(answer.intent) else answer.intent
+    """The answered intent, "" for none: a fallback that is no intent of the model misses, without being a class.
+
+    To an out-of-scope message of no intent that the model knows any out-of-scope answer is right.
+    """
+    if is_out_of_scope(answer.intent) and is_out_of_scope(message.intent) and message.intent not in answer.intents:
+        return str(message.intent)
+    return answer.intent if answer.intent in answer.intents else ""
 
 
 def _span_outcomes(gold: Sequence[Iterable[Entity]], predicted: Sequence[Iterable[Entity]]) -> Outcomes:
@@ -336,7 +344,10 @@ def _mean(right: np.ndarray) -> float:
     return float(right.mean()) if len(right) else 0.0
 
 
-def _flips(messages: Sequence[Message], parents: Sequence[Answer], children: Sequence[Answer]) -> list[dict[str, Any]]:
+def _flips(
+    messages: Sequence[Message], parents: Sequence[Answer], children: Sequence[Answer], intents: bool
+) -> list[dict[str, Any]]:
+    """Messages whose answers differ; without `intents` in their entities."""
     return [
         {
             "text": message.text,
@@ -345,7 +356,7 @@ def _flips(messages: Sequence[Message], parents: Sequence[Answer], children: Seq
             "child": _frame(child.intent, child.entities),
         }
         for message, parent, child in zip(messages, parents, children, strict=True)
-        if parent.frame != child.frame
+        if (parent.frame != child.frame if intents else parent.frame[1] != child.frame[1])
     ]
 
 

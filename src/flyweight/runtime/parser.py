@@ -144,9 +144,7 @@ def load(
     None takes the file's own.
     Errors: ArtifactError (damaged or unknown file), ParityError (golden samples differ), ConfigError (settings).
     """
-    if str(path) == BUNDLED and not Path(path).is_file():
-        path = BUNDLED_FILE
-    parser = Parser(read(path), threads=threads, engine=engine, threshold=threshold)
+    parser = Parser(read(find(path)), threads=threads, engine=engine, threshold=threshold)
     if check:
         golden = parser.check_golden()
         if not golden.passed:
@@ -154,6 +152,11 @@ def load(
                 f"{path}: {golden}; the file or this installation is damaged: run flyweight verify, or export again"
             )
     return parser
+
+
+def find(path: str | Path) -> Path:
+    """The file that is named: a path, or "assistant", the bundled model, where no file has that name."""
+    return BUNDLED_FILE if str(path) == BUNDLED and not Path(path).is_file() else Path(path)
 
 
 def pick_engine(artifact: Artifact, threads: int, engine: EngineName) -> Native | Reference:

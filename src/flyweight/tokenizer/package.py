@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from flyweight.data.tags import Span
 from flyweight.errors import CheckpointError, MissingExtraError
 
+TRIAL = ["", "a \U0001f600\u0378 7:30"]  # known and unknown characters: what does not work fails at once
 _SURROGATE = re.compile("[\ud800-\udfff]")
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"  # noqa: E501
 
@@ -47,16 +50,13 @@ class Package:
             import tokenizers
         except ImportError as error:
             raise MissingExtraError("tokenizers", "tokenizers", f"this tokenizer.json ({refusal})") from error
-        try:
+        with _refused("read"):
             self.tokenizer = tokenizers.Tokenizer.from_str(source)
-        except BaseException as error:  # tokenizers raises bare Exception, or panics, which is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise CheckpointError(f"tokenizer.json cannot be read: {error}") from error
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_tokens)
+            self.tokenizer.no_padding()
+            self.tokenizer.enable_truncation(max_tokens)
         self.blank = _metaspace(json.loads(source).get("pre_tokenizer"))
         self._units = None if self.blank is None else unit_splitter()
+        self.encode_batch(TRIAL)
 
     @property
     def vocab_size(self) -> int:
@@ -69,13 +69,11 @@ class Package:
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode_batch(self, texts: list[str]) -> list[Encoded]:
-        """Tokenize several messages."""
-        try:
+        """Tokenize several messages. Errors: CheckpointError."""
+        texts = [_SURROGATE.sub("\ufffd", text) for text in texts]
+        with _refused("used"):
             found = self.tokenizer.encode_batch(texts)
-        except TypeError:
-            texts = [_SURROGATE.sub("\ufffd", text) for text in texts]
-            found = self.tokenizer.encode_batch(texts)
-        return [self.encoded(e, text) for e, text in zip(found, texts, strict=True)]
+            return [self.encoded(e, text) for e, text in zip(found, texts, strict=True)]
 
     def encoded(self, encoding: Any, text: str) -> Encoded:
         """What `tokenizers` says of a text, with its words."""
@@ -84,6 +82,18 @@ class Package:
         else:
             first, words = metaspace_words(encoding, text, self.blank, units(self._units, text))
         return Encoded(np.asarray(encoding.ids, dtype=np.int32), np.asarray(first, dtype=np.int64), words)
+
+
+@contextmanager
+def _refused(verb: str) -> Iterator[None]:
+    """The package raises bare exceptions for what a tokenizer.json lacks, or panics, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"tokenizer.json cannot be {verb}: {reason}") from error
 
 
 def plain_words(encoding: Any) -> tuple[list[int], list[Span]]:

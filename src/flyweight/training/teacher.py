@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from flyweight.data.messages import Message, NLUData, is_out_of_scope
 from flyweight.data.seen import remember
 from flyweight.data.source import listed
 from flyweight.data.splits import check_share
-from flyweight.errors import ConfigError, DataError
+from flyweight.errors import ConfigError, DataError, FlyweightWarning
 from flyweight.measure.quality import fit_temperature, fit_threshold
 from flyweight.model.checkpoints import load_encoder, resolve_base, resolve_folder
 from flyweight.model.encoder import Encoder
@@ -56,7 +57,7 @@ def train(
     looked at. Errors: DataError (no labels), CheckpointError (base), ConfigError (settings).
     """
     settings = settings or default_settings(base)
-    _check_fallback(fallback_rate, data)
+    _check_fallback(fallback_rate, data.validation, {m.intent for m in data.train} - {None})
     model = build(data, base, pooling=pooling, max_tokens=max_tokens, seed=settings.seed)
     model.labels = replace(model.labels, fallback_rate=fallback_rate)
     loss = labels_loss if teacher is None else soft_labels_loss(teacher, model, data.train, progress)
@@ -126,28 +127,38 @@ def calibrate(model: NLUModel, validation: Sequence[Message]) -> None:
     """Fit the temperature and, for a model with a fallback_rate, the threshold on validation messages (in place).
 
     The threshold turns away at most the share fallback_rate of the messages in scope. Without validation messages
-    both stay as they are.
+    both stay as they are; so they do, with a warning, where fewer than half of the messages, or only one intent of
+    them, are the model's: other messages say nothing about its confidences.
     """
     index = {name: i for i, name in enumerate(model.labels.intents)}
-    known = [m for m in validation if m.intent in index]
-    if not known:
+    named = [m for m in validation if m.intent is not None]
+    known = [m for m in named if m.intent in index]
+    if not named or not index:
+        return
+    if 2 * len(known) < len(named) or len({m.intent for m in known}) < 2:
+        warnings.warn(
+            f"temperature and threshold stay as they are: of {len(named)} validation messages {len(known)} have an "
+            "intent of the model; half of them and two different intents are needed to fit",
+            FlyweightWarning,
+            stacklevel=2,
+        )
         return
     logits = np.stack([intent for intent, _ in model.logits(model.tokenizer.encode_batch([m.text for m in known]))])
     gold = np.array([index[m.intent] for m in known if m.intent is not None])
     labels = replace(model.labels, temperature=round(fit_temperature(logits, gold), 4))
     inside = np.array([not is_out_of_scope(name) for name in labels.intents])
-    if labels.fallback_rate and inside.any():
+    if labels.fallback_rate and inside[gold].any():
         best = softmax(logits / labels.temperature)[:, inside].max(axis=1)
         labels = replace(labels, threshold=fit_threshold(best[inside[gold]], labels.fallback_rate))
     model.labels = labels
 
 
-def _check_fallback(rate: float, data: NLUData | None) -> None:
+def _check_fallback(rate: float, validation: Sequence[Message], intents: Collection[str | None]) -> None:
     """ConfigError unless `rate` is a share, and there are messages to fit a threshold on where it is not 0."""
     check_share("fallback_rate", rate)
-    if rate and not (data and any(m.intent is not None for m in data.validation)):
+    if rate and not any(m.intent in intents and not is_out_of_scope(m.intent) for m in validation):
         raise ConfigError(
-            f"fallback_rate is {rate}, but there are no validation messages with intents to fit a threshold on; "
+            f"fallback_rate is {rate}, but no validation message has an intent of the model to fit a threshold on; "
             "give data with a validation part, or leave fallback_rate out"
         )
 
@@ -173,11 +184,12 @@ def import_teacher(
     the temperature stays 1 and golden messages are those of the embedded data set.
     Errors: CheckpointError (the folder), ConfigError (labels), DataError (data of other labels).
     """
-    _check_fallback(fallback_rate, data)
+    check_share("fallback_rate", fallback_rate)
     _check_max_tokens(max_tokens)
     model = load_finetuned(resolve_folder(str(source)), labels, max_tokens)
     if fallback_rate and not model.labels.intents:
         raise ConfigError(f"fallback_rate is {fallback_rate}; a model without intents has no threshold, leave it out")
+    _check_fallback(fallback_rate, data.validation if data else (), model.labels.intents)
     model.labels = replace(model.labels, fallback_rate=fallback_rate)
     golden = (load_data("assistant") if data is None else data).train
     model.card = replace(model.card, base=_public_name(str(source)), golden=golden_messages(golden))
