@@ -9,7 +9,7 @@ one: the manifest, the header, the tokenizer or tensors are changed and all SHA-
 sizes, ranges and types can tell. Three ways lead in: `verify`, `load` and two messages, the same without the golden
 samples (every tenth time in the NumPy reference); each must answer or refuse.
 
-crash      the process died (a signal)                     must be 0
+crash      the process died                                must be 0
 hang       no result within 60 s                           must be 0
 escape     an exception that is no FlyweightError, or      must be 0
            a message of more than one line
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import faulthandler
 import json
 import os
 import random
@@ -43,6 +44,7 @@ from flyweight.runtime.parser import BUNDLED_FILE, EngineName, Parser, load
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 500  # inputs of one child process
 HANG_SECONDS = 60.0  # for one input; the slowest honest one takes tenths of a second
+HANG = "Timeout ("  # what faulthandler says before it ends a process
 MEMORY_BYTES = 6 << 30  # of a child: a file that asks for more is a fault
 TEXTS = ["wake me at seven tomorrow", "zzz \U0001f600 7:30"]
 HOSTILE: list[Any] = [
@@ -275,7 +277,9 @@ def one(i: int, originals: list[Original], path: Path) -> tuple[str, str, str]:
             answers = attempt()
         except FlyweightError as error:
             refusals.append(str(error))
-        except Exception as error:
+        except BaseException as error:  # a panic of a Rust package is no Exception
+            if isinstance(error, KeyboardInterrupt):
+                raise
             return mutation.__name__, "escape", f"{type(error).__name__}: {error}"
     if any("\n" in text or not text for text in refusals):
         return mutation.__name__, "escape", f"not one line: {refusals!r}"
@@ -304,6 +308,7 @@ def child(first: int, last: int, files: list[Path], folder: Path) -> None:
     originals = [Original(path) for path in files]
     path = folder / f"x-{first}.fly"
     for i in range(first, last):
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
         print(json.dumps([i, *one(i, originals, path)]), flush=True)
 
 
@@ -319,12 +324,9 @@ def run(n_inputs: int, files: list[Path], folder: Path, show: bool = True) -> di
     while at < n_inputs:
         last = min(at + CHUNK, n_inputs)
         command = [sys.executable, __file__, "--child", str(at), str(last), str(folder), *map(str, files)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS + CHUNK, check=False)
-            out, code = done.stdout, done.returncode
-        except subprocess.TimeoutExpired as error:
-            out, code = (error.stdout or b"").decode(), None
-        rows = [json.loads(line) for line in out.splitlines()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # A line without its end is that of an input at which the child died.
+        rows = [json.loads(line) for line in done.stdout.splitlines(keepends=True) if line.endswith("\n")]
         for i, mutation, outcome, message in rows:
             outcomes.setdefault(mutation, Counter())[outcome] += 1
             if outcome == "refused":
@@ -332,9 +334,10 @@ def run(n_inputs: int, files: list[Path], folder: Path, show: bool = True) -> di
             elif outcome != "fine":
                 faults.append({"input": i, "mutation": mutation, "outcome": outcome, "message": message[:300]})
         at = rows[-1][0] + 1 if rows else at
-        if code != 0:
-            what = "hang" if code is None else "crash"
-            faults.append({"input": at, "mutation": "", "outcome": what, "message": f"exit {code}"})
+        if done.returncode:
+            what = "hang" if HANG in done.stderr else "crash"
+            told = f"exit {done.returncode}: {' '.join(done.stderr.split())[-300:]}"
+            faults.append({"input": at, "mutation": "", "outcome": what, "message": told})
             at += 1
         if show:
             left = (time.monotonic() - start) / max(at, 1) * (n_inputs - at)

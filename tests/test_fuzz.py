@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,17 +68,36 @@ def test_faults_are_seen(
     assert outcome in {kind for _, kind in found}
 
 
+@pytest.mark.parametrize(
+    ("end", "what"),
+    [
+        ("os.kill(os.getpid(), 9)", "crash"),
+        ("sys.stdout.write('[3'); sys.stdout.flush(); os._exit(1)", "crash"),
+        ("faulthandler.dump_traceback_later(0.1, exit=True); time.sleep(60)", "hang"),
+    ],
+)
 def test_a_dead_child_is_counted_and_the_rest_goes_on(
-    fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, what: str
 ) -> None:
-    # A child that answers its first input and is then killed, every time.
-    killed = """import json, os, sys
-print(json.dumps([int(sys.argv[2]), "flip_bits", "fine", ""]), flush=True)
-os.kill(os.getpid(), 9)
-"""
+    # A child that answers its first input and then ends, every time.
     script = tmp_path / "child.py"
-    script.write_text(killed)
+    script.write_text(
+        "import faulthandler, json, os, sys, time\n"
+        "print(json.dumps([int(sys.argv[2]), 'flip_bits', 'fine', '']), flush=True)\n"
+        f"{end}\n"
+    )
     monkeypatch.setattr(fuzz, "__file__", str(script))
-    found = fuzz.run(6, [], tmp_path, show=False)
-    assert (found["crash"], found["fine"], found["inputs"]) == (3, 3, 6)
-    assert json.dumps(found)
+    found = fuzz.run(4, [], tmp_path, show=False)
+    assert (found[what], found["fine"], found["inputs"]) == (2, 2, 4)
+    assert len(found["faults"]) == 2
+
+
+def test_a_panic_is_an_escape(fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_: Any, **__: Any) -> None:
+        raise PanicException("no entry")
+
+    monkeypatch.setattr(fuzz, "verify", panics)
+    assert fuzz.one(3, [fuzz.Original(BUNDLED_FILE)], tmp_path / "x.fly")[1:] == ("escape", "PanicException: no entry")
