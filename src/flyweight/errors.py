@@ -23,10 +23,14 @@ class DataError(FlyweightError):
     """A data file or a message is not what a reader expects."""
 
     def __init__(self, found: str, *, allowed: str, path: object = None, line: int | None = None):
-        """Compose `path:line: found; allowed`, leaving out the parts that are unknown."""
-        where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
+        """Compose `path:line: found; allowed`, leaving out the parts that are unknown.
+
+        Line breaks and other characters of the path that do not print are escaped.
+        """
+        place = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+        where = "" if path is None else f"{place}: " if line is None else f"{place}:{line}: "
         super().__init__(f"{where}{found}; {allowed}")
-        self.path, self.line = path, line
+        self.found, self.allowed, self.path, self.line = found, allowed, path, line
 
 
 class ConfigError(FlyweightError):
