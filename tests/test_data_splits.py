@@ -54,6 +54,16 @@ def test_duplicates_count_once_and_move_together() -> None:
         assert not {m.folded for m in kept} & {m.folded for m in held}
 
 
+def test_texts_that_stay_are_replaced_by_others() -> None:
+    messages = intent_messages({"x": 10, "y": 3})
+    _, usual = split(messages, 0.2, 0)  # 2 of x, 1 of y
+    kept, held = split(messages, 0.2, 0, stay={m.folded for m in usual})
+    assert sorted(m.intent or "" for m in held) == ["x", "x", "y"]
+    assert set(usual) <= set(kept)
+    _, rest = split(messages, 0.2, 0, stay={f"x {i}" for i in range(9)} | {"y 0", "y 1", "y 2"})
+    assert rest == (Message("x 9", "x"),)
+
+
 def test_an_intent_whose_texts_all_belong_to_other_strata_is_kept() -> None:
     # "a 0" and "b 0" also carry the intent "rare"; whatever is held out, "rare" stays in training.
     shared = [Message("a 0", "rare"), Message("b 0", "rare")]

@@ -3,7 +3,8 @@
     group       all messages with one folded text (Message.folded)
     stratum     all groups of one intent
     held out    floor(share * groups + 1/2) of each stratum, those with the smallest SHA-256(seed, folded text);
-                of an intent or an entity label that would go whole, the text with the largest stays
+                of an intent or an entity label that would go whole, the text with the largest stays;
+                texts of the source's other parts stay too
 
 A hash in place of a shuffle makes the split a property of the text: it depends neither on the order of the messages
 nor on Python's hash seed, and a new message moves few others.
@@ -14,16 +15,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from flyweight.data.messages import Message
 from flyweight.errors import ConfigError
 
 
-def split(messages: Iterable[Message], share: float, seed: int) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+def split(
+    messages: Iterable[Message], share: float, seed: int, *, stay: Collection[str] = ()
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
     """`(kept, held_out)`, each in the order of the input; `share` of each intent's distinct texts is held out.
 
-    No intent and no entity label is held out whole: one with a single distinct text is kept.
+    No intent and no entity label is held out whole: one with a single distinct text is kept. Nor are the folded texts
+    `stay`, those of other parts, say: others are held out in their place, as far as the intent has any.
     Raises ConfigError unless 0 <= share < 1.
     """
     check_share("share", share)
@@ -37,7 +41,8 @@ def split(messages: Iterable[Message], share: float, seed: int) -> tuple[tuple[M
     held: set[str] = set()
     for folded_texts in strata.values():
         n_held = math.floor(share * len(folded_texts) + 0.5)
-        held.update(sorted(folded_texts, key=lambda folded: _rank(folded, seed))[:n_held])
+        movable = (folded for folded in folded_texts if folded not in stay)
+        held.update(sorted(movable, key=lambda folded: _rank(folded, seed))[:n_held])
     held -= _rescued(groups, held, seed)
     kept = tuple(m for m in messages if m.folded not in held)
     return kept, tuple(m for m in messages if m.folded in held)
