@@ -137,7 +137,7 @@ def test_check_tells_counts_and_findings(tmp_path: Path, call: Call) -> None:
         "    bye: 1\n"
         "    greet: 1\n"
         "\n"
-        "kinds of findings: 2 errors, 1 warnings\n"
+        "kinds of findings: 2 errors, 1 warning\n"
     )
 
 
@@ -163,7 +163,7 @@ def test_warnings_are_no_errors(tmp_path: Path, call: Call) -> None:
     done = call("data", "check", path)
     assert (done.code, done.err) == (0, "")
     assert "\nwarning: duplicate (4): " in done.out
-    assert done.out.endswith("\nkinds of findings: 0 errors, 1 warnings\n")
+    assert done.out.endswith("\nkinds of findings: 0 errors, 1 warning\n")
 
 
 def test_nothing_to_find(tmp_path: Path, call: Call) -> None:
@@ -196,6 +196,34 @@ def test_a_fault_that_ends_the_check(tmp_path: Path, call: Call) -> None:
     as_json = call("data", "check", path, "--json")
     assert (as_json.code, as_json.err) == (1, note)
     assert json.loads(as_json.out)["parts"] == {}
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", ""), ("a.tsv", " \n\t\n"), ("a.jsonl", "\n")])
+def test_an_empty_file_is_told_in_a_line(name: str, text: str, tmp_path: Path, call: Call) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    done = call("data", "check", path)
+    assert done.code == 1
+    told = "no messages; allowed: at least one row" if name == "a.jsonl" else "no header; allowed: a line such as"
+    assert (done.out + done.err).count(told) == 1
+    assert str(path) in done.out + done.err
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(leaky(tmp_path / "d"))
+    for done in (call("data", "check", ""), call("data", "convert", "", "--out", "a.yml")):
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("flyweight: the name of the data is empty; allowed: a Rasa NLU file")
+        assert done.err.count("\n") == 1
+
+
+def test_what_is_not_read_is_noted(tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,text,intent\n1,hello,greet\n,,\n")
+    notes = "note: columns that are not read: 'id'\nnote: blank rows that are skipped: 1\n"
+    assert call("data", "check", path).err == notes
+    assert call("data", "convert", path, "--out", tmp_path / "a.yml").err == notes
+    assert call("data", "check", tmp_path / "a.yml").err == ""
 
 
 def test_long_lines_go_on_indented_on_a_terminal(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from flyweight.data import Entity, Message, NLUData, load_data
 from flyweight.data.check import BARE, FEW, KINDS, LONG, check, count
 from flyweight.data.faults import MOST, read_despite_faults
+from flyweight.data.load import FORMS
 from flyweight.errors import DataError
 
 
@@ -288,7 +289,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert data is not None
     assert [m.text for m in data.messages] == ["hello", "bye"]
     assert [str(f) for f in faults] == [
-        f"{path}:3: byte 0xe9 is not UTF-8; allowed: text in UTF-8, with or without BOM"
+        f"{path}:3: byte 0xe9 is not UTF-8; allowed: text in UTF-8, with or without BOM; export it as UTF-8"
     ]
 
 
@@ -311,6 +312,9 @@ def test_faults_of_a_folder(tmp_path: Path) -> None:
         ("a.yml", "nlu:\n- intent: a\n  examples: |\n    - one\n    two\n    three\n", [5]),
         ("a.csv", "text,mood\na,x\n", [1]),  # without its header a table says nothing
         ("a.csv", "text,intent\n,x\n", [2, None]),  # no row is left
+        ("a.csv", "", [1]),
+        ("a.tsv", "\n \t\n\n", [1]),
+        ("a.jsonl", '{"text": "a"}\n', [1, None]),
         ("a.jsonl", '{"say": "a"}\n' * (MOST + 1), [*range(1, MOST + 1)]),
     ],
 )
@@ -320,6 +324,41 @@ def test_faults_that_end_the_reading(name: str, text: str, lines: list[int | Non
     assert data is None
     assert [f.line for f in faults] == lines
     assert all(str(f).startswith(f"{path}:") for f in faults)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_empty_part_ends_the_reading(part: str, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.csv", "" if name == part else "text,intent\na,x\n")
+    data, [fault] = read_despite_faults(tmp_path)
+    assert data is None
+    assert str(fault).startswith(f"{tmp_path / part}.csv:1: no header; allowed: a line such as text,intent")
+
+
+def test_notes_are_on_what_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "id,text,intent\n1,a,x\n2,,x\n,,\n")
+    write(tmp_path / "test.csv", "text,intent\nA,y\n")
+    data, faults = read_despite_faults(tmp_path)
+    assert data is not None
+    # The row at fault is made blank, and is a line then, no row of blank fields.
+    assert data.notes == ("train: columns that are not read: 'id'", "train: blank rows that are skipped: 1")
+    assert [f.line for f in faults] == [3]
+
+
+def test_a_fault_keeps_all_its_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text,intent\na,x\n"b; c"d,x\n')
+    _, [fault] = read_despite_faults(path)
+    with pytest.raises(DataError) as caught:
+        load_data(path)
+    assert str(fault) == str(caught.value)
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "train.csv", "text,intent\na,x\n")
+    with pytest.raises(DataError) as caught:
+        read_despite_faults("")
+    assert str(caught.value) == f"the name of the data is empty; {FORMS}"
 
 
 def test_what_is_no_source_is_an_error(tmp_path: Path) -> None:

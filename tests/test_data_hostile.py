@@ -89,7 +89,7 @@ ENTITY = '{"text": "a", "entities": [{"start": 0, "end": 1, "entity": "b", "valu
         # Text that is none
         ("a.jsonl", ENTITY % '"\\udc00"', "the entity's value is _"),
         ("a.md", "## intent:a\n- \ud800\n", "byte _xed is not UTF-_"),
-        ("a.csv", "\0\0\0", "no text column among _"),
+        ("a.csv", "\0\0\0", "header with the one column _"),
         ("a.csv", "text,intent\na\0b,c\0\n", "read"),
         ("a.conll", "a\0 B-\0\n", "read"),
         ("s/seq.in", "to \xa0 york\nin rome\n", "the word _"),

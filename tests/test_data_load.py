@@ -133,6 +133,40 @@ def test_notes_on_leaks_and_strange_intents(tmp_path: Path) -> None:
     )
 
 
+def test_notes_on_what_test_shares_with_validation(tmp_path: Path) -> None:
+    tree(tmp_path, {"train.csv": csv("a b"), "dev.csv": csv("k l m"), "test.csv": csv("K n L")})
+    assert load_data(tmp_path).notes == (
+        "2 of the 3 test messages also stand in validation: what is chosen on it is chosen on them",
+    )
+
+
+def test_notes_name_the_parts_that_they_are_said_of(tmp_path: Path) -> None:
+    with_id = "id,text,intent\n1,{},x\n,,\n"
+    tree(tmp_path, {"train.csv": with_id.format("a"), "dev.csv": csv("b"), "test.csv": with_id.format("c")})
+    assert load_data(tmp_path).notes == (
+        "train, test: columns that are not read: 'id'",
+        "train, test: blank rows that are skipped: 1",
+    )
+
+
+@pytest.mark.parametrize("own", ["dev", "test"])
+def test_what_stands_in_another_part_is_not_held_out(own: str, tmp_path: Path) -> None:
+    tree(tmp_path, {"train.csv": csv(TEN), f"{own}.csv": csv("A B C D E F G k")})
+    data = load_data(tmp_path, test=0.2, validation=0.2)
+    brought, held_out = (data.validation, data.test) if own == "dev" else (data.test, data.validation)
+    assert texts(brought) == "A B C D E F G k"
+    # floor(0.2 * 10 + 1/2) = 2 of the three texts h, i, j
+    assert len(held_out) == 2
+    assert {m.text for m in held_out} < {"h", "i", "j"}
+    assert sorted(m.text for m in data.train + held_out) == TEN.split()
+    assert len(load_data(tmp_path, test=0.9, validation=0.9).train) == 7
+
+
+def test_nothing_is_held_out_where_all_stand_in_another_part(tmp_path: Path) -> None:
+    data = load_data(tree(tmp_path, {"train.csv": csv(TEN), "dev.csv": csv(TEN)}), test=0.5)
+    assert (texts(data.train), data.test) == (TEN, ())
+
+
 def test_notes_on_entities_that_training_lacks(tmp_path: Path) -> None:
     row = '{{"text": "to {}", "intent": "x", "entities": [{{"start": 3, "end": 4, "entity": "city", "role": "{}"}}]}}\n'
     parts = {"train": [("a", "to")], "dev": [("b", "to"), ("c", "via")], "test": [("d", "from"), ("e", "")]}
@@ -232,6 +266,7 @@ def test_without_a_memory_the_held_out_part_counts(tmp_path: Path) -> None:
     ("name", "files", "error"),
     [
         ("none.csv", {}, f"no such file or folder; {FORMS}"),
+        ("line\nbreak\x1bü.csv", {}, f"no such file or folder; {FORMS}"),
         ("x" * 5_000, {}, f"no such file or folder; {FORMS}"),
         ("a.docx", {"a.docx": ""}, f"a file of the unknown form '.docx'; {FORMS}"),
         ("d", {"d/LICENSE": "", "d/nlu.md": ""}, f"a folder of no known form, with 'LICENSE', 'nlu.md'; {FORMS}"),
@@ -258,7 +293,8 @@ def test_unknown_forms(tmp_path: Path, name: str, files: dict[str, str], error: 
     path = tree(tmp_path, files) / name
     with pytest.raises(DataError) as caught:
         load_data(path)
-    assert str(caught.value) == f"{path}: {error}"
+    place = str(path).replace("\n", r"\n").replace("\x1b", r"\x1b")
+    assert str(caught.value) == f"{place}: {error}"
 
 
 def test_a_device_is_no_data() -> None:
@@ -288,8 +324,7 @@ def test_a_path_called_assistant_goes_first(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_embedded_assistant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (EMBEDDED["assistant"] / "train.yml").is_file():
-        pytest.skip("the embedded data set is not there yet")
+    assert (EMBEDDED["assistant"] / "train.yml").is_file()
     monkeypatch.chdir(tmp_path)
     data = load_data("assistant")
     assert data.train

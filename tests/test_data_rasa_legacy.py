@@ -66,7 +66,7 @@ MESSAGES = (
 def test_golden_markdown(tmp_path: Path, end: str) -> None:
     path = write(tmp_path / "nlu.md", "\ufeff" + MARKDOWN.replace("\n", end))
     assert is_rasa_file(path)
-    data = read_rasa_markdown(path)
+    data = read_rasa_markdown(path).data()
     assert data.train == MESSAGES
     # The synonym section comes later in the file than the annotation [NYC](city:New York).
     assert data.synonyms == {"nyc": "New York City", "big apple": "New York City"}
@@ -179,18 +179,32 @@ GOLDEN_JSON = """\
 
 def test_golden_json(tmp_path: Path) -> None:
     path = write(tmp_path / "nlu.json", "\ufeff" + GOLDEN_JSON.replace("\n", "\r\n"))
-    data = read_rasa_json(path)
+    data = read_rasa_json(path).data()
     assert data.train == (*MESSAGES[:4], Message("who are you?", None, MESSAGES[4].entities))
     assert data.synonyms == {"nyc": "New York City", "big apple": "New York City"}
     assert data.lookups == {"city": ["Berlin", "Rome"]}
     assert data.regexes == {"zip": ["[0-9]{5}", "[A-Z]{2}"]}
+    assert data.notes == ("keys that are not read: 'metadata' (1 in all)",)
     assert read_messages(path) == data.train
+
+
+def test_keys_of_all_files_are_counted_together(tmp_path: Path) -> None:
+    example = '{"text": "a", "intent": "b", %s}'
+    sections = '"common_examples": [' + example % '"lang": 1, "Entities": []' + "," + example % '"lang": 2' + "]"
+    write(tmp_path / "a.json", rasa_json(sections))
+    write(
+        tmp_path / "b.yml", "nlu:\n- intent: b\n  metadata: 1\n  examples:\n  - text: c\n    metadata: {d: e}\n  - f\n"
+    )
+    assert read_rasa_files(rasa_files(tmp_path)).notes == (
+        "keys that are not read: 'Entities', 'lang', 'metadata' (5 in all)",
+    )
 
 
 def rasa_json(sections: str) -> str:
     return '{"rasa_nlu_data": {\n' + sections + "}}"  # sections start on line 2
 
 
+NEAR = "allowed: entities, or a name less like it (such columns are not read)"
 EXAMPLE = 'allowed: {"text": "...", "intent": "...", "entities": [...]}'
 SYNONYM = 'allowed: {"value": "...", "synonyms": ["..."]}'
 WHOLE = 'allowed: {"rasa_nlu_data": {"common_examples": [...], ...}}'
@@ -199,6 +213,11 @@ WHOLE = 'allowed: {"rasa_nlu_data": {"common_examples": [...], ...}}'
 @pytest.mark.parametrize(
     ("source", "line", "error"),
     [
+        (
+            rasa_json('"common_examples": [\n{"text": "a", "intent": "b", "entites": []}]'),
+            3,
+            f"column 'entites' is nearly 'entities'; {NEAR}",
+        ),
         ('{"rasa_nlu_data": 5}', 1, f"rasa_nlu_data is 5; {WHOLE}"),
         ('{\n"a": {"rasa_nlu_data": {}}}', 1, f"no rasa_nlu_data; {WHOLE}"),
         (
@@ -291,7 +310,7 @@ def test_malformed_json(tmp_path: Path, source: str, line: int, error: str) -> N
 
 def test_null_sections_say_nothing(tmp_path: Path) -> None:
     source = rasa_json('"lookup_tables": null, "common_examples": [{"text": "a", "intent": "b", "entities": null}]')
-    assert read_rasa_json(write(tmp_path / "nlu.json", source)).train == (Message("a", "b"),)
+    assert read_rasa_json(write(tmp_path / "nlu.json", source)).messages == [Message("a", "b")]
 
 
 def test_a_folder_of_all_forms_is_one_part(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_golden_file(tmp_path: Path) -> None:
     assert data.synonyms == {"nyc": "New York City", "la": "Los Angeles", "big apple": "New York City"}
     assert data.lookups == {"city": ["Berlin", "[not](an annotation)"]}
     assert data.regexes == {"zip": ["[0-9]{5}"]}
+    assert data.notes == ("keys that are not read: 'metadata' (2 in all)",)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,10 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path.write_bytes(b"nlu:\n- intent: caf\xe9\n")
     with pytest.raises(DataError) as caught:
         read_rasa_files([path])
-    assert str(caught.value) == f"{path}:2: byte 0xe9 is not UTF-8; allowed: text in UTF-8, with or without BOM"
+    assert (
+        str(caught.value)
+        == f"{path}:2: byte 0xe9 is not UTF-8; allowed: text in UTF-8, with or without BOM; export it as UTF-8"
+    )
 
 
 def test_windows_file(tmp_path: Path) -> None:

@@ -32,14 +32,14 @@ def write(path: Path, text: str) -> Path:
     ],
 )
 def test_golden(tmp_path: Path, name: str, source: str) -> None:
-    assert read_tabular(write(tmp_path / name, source)) == GOLDEN
+    assert read_tabular(write(tmp_path / name, source)).train == GOLDEN
 
 
 def test_columns_named_by_the_caller(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,Phrase,intent,Goal\nno,hi,no,greet\n")
-    assert read_tabular(path, text_column="phrase", intent_column="Goal") == (Message("hi", "greet"),)
+    assert read_tabular(path, text_column="phrase", intent_column="Goal").train == (Message("hi", "greet"),)
     path = write(tmp_path / "a.jsonl", '{"text": "no", "phrase": "hi", "goal": "greet"}\n')
-    assert read_tabular(path, text_column="phrase", intent_column="goal") == (Message("hi", "greet"),)
+    assert read_tabular(path, text_column="phrase", intent_column="goal").train == (Message("hi", "greet"),)
 
 
 def test_a_quoted_field_over_lines_moves_later_line_numbers(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_entities(tmp_path: Path) -> None:
         '{"text": "line\u2028separator", "entities": []}\n'
         '{"text": "seven", "intent": 7, "entities": null}\n',
     )
-    assert read_tabular(path) == (
+    assert read_tabular(path).train == (
         Message("to New York or LA", "go", (Entity(3, 11, "city"), Entity(15, 17, "city", "Los Angeles", "to", "1"))),
         Message("line\u2028separator"),
         Message("seven", "7"),
@@ -67,21 +67,25 @@ def test_entities(tmp_path: Path) -> None:
 
 
 TEXTS, INTENTS = ", ".join(TEXT_COLUMNS), ", ".join(INTENT_COLUMNS)
+UTF8 = "allowed: text in UTF-8, with or without BOM; export it as UTF-8"
+HEADER = "allowed: a line such as text,intent (delimiters: , ; tab)"
 
 
 @pytest.mark.parametrize(
     ("source", "line", "error"),
     [
-        ("", 1, f"no text column among nothing; allowed: {TEXTS}, or name it with text_column (--text-column)"),
+        ("", 1, f"no header; {HEADER}"),
+        ("\n ,\n", 1, f"no header; {HEADER}"),
+        ("\ntext|intent\na|b\n", 2, f"header with the one column 'text|intent'; {HEADER}"),
         (
             "a,intent\n",
             1,
             f"no text column among 'a', 'intent'; allowed: {TEXTS}, or name it with text_column (--text-column)",
         ),
         (
-            "\ntext\n",
+            "\ntext,id\n",
             2,
-            f"no intent column among 'text'; allowed: {INTENTS}, or name it with intent_column (--intent-column)",
+            f"no intent column among 'text', 'id'; allowed: {INTENTS}, or name it with intent_column (--intent-column)",
         ),
         (
             "text,intent\na,b\nyes, please,affirm\n",
@@ -114,6 +118,11 @@ OBJECT = "allowed: one JSON object a line"
 SPAN = "allowed: 0 <= start < end <= 5, whole numbers, around some letters"
 
 
+def near(name: str, column: str) -> str:
+    allowed = f"allowed: {column}, or a name less like it (such columns are not read)"
+    return f"column '{name}' is nearly '{column}'; {allowed}"
+
+
 def with_entities(entities: str) -> str:
     return '{"text": "a b c", "intent": "x", "entities": ' + entities + "}"
 
@@ -125,13 +134,17 @@ def with_entities(entities: str) -> str:
         ("[" * 100_000, f"not JSON (nested too deeply); {OBJECT}"),
         ('["a"]', f"row is ['a']; {OBJECT}"),
         (
-            '{"txt": "a"}',
-            f"no text column among 'txt'; allowed: {TEXTS}, or name it with text_column (--text-column)",
+            '{"said": "a"}',
+            f"no text column among 'said'; allowed: {TEXTS}, or name it with text_column (--text-column)",
         ),
         (
             '{"text": "a"}',
             f"no intent column among 'text'; allowed: {INTENTS}, or name it with intent_column (--intent-column)",
         ),
+        ('{"text": "a", "intent": "b", "entitites": []}', near("entitites", "entities")),
+        ('{"text": "a", "intent": "b", "Entites": []}', near("Entites", "entities")),
+        ('{"text": "a", "label": 7, "intetn": "b"}', near("intetn", "intent")),
+        ('{"texts": "a", "intent": "b"}', near("texts", "text")),
         ('{"text": 5, "intent": "a"}', "text is 5; allowed: a string"),
         ('{"text": "\\ud83d", "intent": "a"}', "text is '\\ud83d'; allowed: a string"),
         ('{"text": " ", "intent": "a"}', "empty text; allowed: at least one character"),
@@ -181,7 +194,7 @@ def test_malformed_jsonl(tmp_path: Path, row: str, error: str) -> None:
 
 def test_spans_that_touch_and_fill_the_text_are_allowed(tmp_path: Path) -> None:
     row = with_entities('[{"start": 0, "end": 2, "entity": "e"}, {"start": 2, "end": 5, "entity": "e"}]')
-    assert read_tabular(write(tmp_path / "a.jsonl", row))[0].entities == (Entity(0, 2, "e"), Entity(2, 5, "e"))
+    assert read_tabular(write(tmp_path / "a.jsonl", row)).train[0].entities == (Entity(0, 2, "e"), Entity(2, 5, "e"))
 
 
 def test_column_the_caller_names_is_absent(tmp_path: Path) -> None:
@@ -206,17 +219,81 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, bom: bytes, line: int) -> None:
     path.write_bytes(bom + b"text,intent\nhi,greet\nol\xe1,greet\n")
     with pytest.raises(DataError) as caught:
         read_tabular(path)
-    assert str(caught.value) == f"{path}:{line}: byte 0xe1 is not UTF-8; allowed: text in UTF-8, with or without BOM"
+    assert str(caught.value) == f"{path}:{line}: byte 0xe1 is not UTF-8; {UTF8}"
+
+
+def test_utf16_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for raw in (b"\xff\xfet\0e\0x\0t\0", b"\xfe\xff\0t\0e\0x\0t"):
+        path.write_bytes(raw)
+        with pytest.raises(DataError) as caught:
+            read_tabular(path)
+        found = f"{path}:1: byte 0x{raw[0]:x} is not UTF-8 (the file looks like UTF-16); "
+        assert str(caught.value) == found + UTF8
+
+
+def test_the_delimiter_of_a_tsv_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text,intent\n")
+    with pytest.raises(DataError, match=r"header with the one column 'text,intent'; .* \(delimiters: tab\)$"):
+        read_tabular(path)
+
+
+@pytest.mark.parametrize("name", ["entities", "Entities", "ENTITIES"])
+def test_entities_are_found_whatever_their_case(name: str, tmp_path: Path) -> None:
+    row = with_entities('[{"start": 0, "end": 1, "entity": "e"}]').replace("entities", name)
+    data = read_tabular(write(tmp_path / "a.jsonl", row))
+    assert (data.train, data.notes) == ((Message("a b c", "x", (Entity(0, 1, "e"),)),), ())
+    bare = read_tabular(write(tmp_path / "a.jsonl", '{"text": "a", "' + name + '": []}'))
+    assert bare.train == (Message("a"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "notes"),
+    [
+        ("a.csv", "text,intent\na,b\n\n", ()),
+        ("a.csv", "id,text,lang,intent\n1,a,en,b\n", ("columns that are not read: 'id', 'lang'",)),
+        # A table holds no entities; content goes before input, label_text before label.
+        (
+            "a.csv",
+            "Entities;input;content;label;label_text\n[];no;a;0;b\n",
+            ("columns that are not read: 'Entities', 'input', 'label'",),
+        ),
+        ("a.csv", "text,intent\n,\na,b\n\n ,\n  \n,,,\n", ("blank rows that are skipped: 3",)),
+        (
+            "a.tsv",
+            "text\tintent\tid\na\tb\t1\n\t\t\n",
+            ("columns that are not read: 'id'", "blank rows that are skipped: 1"),
+        ),
+        # Each row of JSON has keys of its own; one that is nearly another is no loss where that one is there.
+        (
+            "a.jsonl",
+            '{"text": "a", "intent": "b", "lang": 1}\n'
+            '{"id": 1, "text": "a", "intent": "b", "intents": [], "lang": 2}\n',
+            ("columns that are not read: 'lang', 'id', 'intents'",),
+        ),
+        ("a.jsonl", '{"text": "a", "intent_id": 3, "label": "b"}', ("columns that are not read: 'intent_id'",)),
+        ("a.json", '[{"text": "a", "intent": "b", "a\\nb": 0}]', ("columns that are not read: 'a\\nb'",)),
+    ],
+)
+def test_what_is_not_read_is_noted(name: str, source: str, notes: tuple[str, ...], tmp_path: Path) -> None:
+    data = read_tabular(write(tmp_path / name, source))
+    assert data.notes == notes
+    assert {(m.text, m.intent) for m in data.train} == {("a", "b")}
+
+
+def test_a_column_that_the_caller_names_may_nearly_be_another(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "texts,intents\na,b\n")
+    assert read_tabular(path, text_column="texts", intent_column="intents").train == (Message("a", "b"),)
 
 
 def test_banking77(real_data: Path) -> None:
-    train = read_tabular(real_data / "banking77" / "train.csv")
-    test = read_tabular(real_data / "banking77" / "test.csv")
+    train = read_tabular(real_data / "banking77" / "train.csv").train
+    test = read_tabular(real_data / "banking77" / "test.csv").train
     assert (len(train), len(test), len({m.intent for m in train})) == (10_003, 3_080, 77)
 
 
 def test_sara_dedup(real_data: Path) -> None:
-    train = read_tabular(real_data / "sara-dedup" / "train.jsonl")
-    test = read_tabular(real_data / "sara-dedup" / "test.jsonl")
+    train = read_tabular(real_data / "sara-dedup" / "train.jsonl").train
+    test = read_tabular(real_data / "sara-dedup" / "test.jsonl").train
     assert (len(train), len(test)) == (3_855, 968)
     assert sum(len(m.entities) for m in train) == 869

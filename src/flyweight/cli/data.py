@@ -72,6 +72,8 @@ def check(
         if found:
             _print_counts(found)
         _print_findings(findings)
+    for line in found.notes if found else ():
+        show.note(f"note: {line}")
     if found is None:
         show.note("note: the reading ended at the last of these lines; nothing else was checked")
     if any(finding.severity == "error" for finding in findings):
@@ -193,6 +195,9 @@ def _print_findings(findings: list[Finding]) -> None:
         for line in lines + [f"    {example}" for example in finding.examples]:
             print(textwrap.fill(line, width, subsequent_indent=" " * 6))
     n_errors = sum(finding.severity == "error" for finding in findings)
-    print(
-        f"\nkinds of findings: {n_errors} errors, {len(findings) - n_errors} warnings" if findings else "\nno findings"
-    )
+    n_warnings = len(findings) - n_errors
+    print(f"\nkinds of findings: {_n(n_errors, 'error')}, {_n(n_warnings, 'warning')}" if findings else "\nno findings")
+
+
+def _n(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

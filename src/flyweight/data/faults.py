@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from flyweight.data.load import load_data
+from flyweight.data.load import FORMS, leaks, load_data
 from flyweight.data.messages import NLUData
 from flyweight.errors import DataError
 
@@ -27,35 +27,33 @@ def read_despite_faults(
 ) -> tuple[NLUData | None, list[DataError]]:
     """The parts that the source brings, nothing held out, and the faults of rows that were left out.
 
+    The notes are those of the readers, on what they do not read; what parts have in common the check finds itself.
     No data where a fault ended the reading. Raises DataError where no line is at fault: for a source of no known form.
     """
+    if not str(path):  # Path("") is the current folder
+        raise DataError("the name of the data is empty", allowed=FORMS)
     original = source = Path(path)
     faults: list[DataError] = []
     with tempfile.TemporaryDirectory() as folder:
         while True:
             try:
                 data = load_data(source, test=0, validation=0, text_column=text_column, intent_column=intent_column)
-                return replace(data, source=str(path)), faults
+                told = leaks({"train": data.train, "validation": data.validation, "test": data.test})
+                notes = tuple(note for note in data.notes if note not in told)
+                return replace(data, source=str(path), notes=notes), faults
             except DataError as fault:
                 if fault.line is None and not faults:
                     raise
                 file = Path(str(fault.path))
                 if source != original:
                     file = original / file.relative_to(source)
-                faults.append(_elsewhere(fault, file))
+                faults.append(DataError(fault.found, allowed=fault.allowed, path=file, line=fault.line))
                 if fault.line is None or file.suffix.lower() not in TABLES or len(faults) == MOST:
                     return None, faults
                 if source == original:
                     source = _copy(original, Path(folder))
                 if not _blank_row(source / file.relative_to(original), fault.line):
                     return None, faults
-
-
-def _elsewhere(fault: DataError, path: Path) -> DataError:
-    """The same fault of a file at another place."""
-    where = f"{fault.path}: " if fault.line is None else f"{fault.path}:{fault.line}: "
-    found, _, allowed = str(fault).removeprefix(where).partition("; ")
-    return DataError(found, allowed=allowed, path=path, line=fault.line)
 
 
 def _copy(source: Path, folder: Path) -> Path:
@@ -69,7 +67,7 @@ def _copy(source: Path, folder: Path) -> Path:
 
 
 def _blank_row(path: Path, line: int) -> bool:
-    """Make the row that starts on `line` blank; False for a header, without which no row can be read.
+    """Make the row that starts on `line` blank; False for a header (or a file without one): no row can be read then.
 
     A row of a .csv file ends where its quotes end; where they do not, the line alone is taken for the row.
     """
@@ -78,8 +76,8 @@ def _blank_row(path: Path, line: int) -> bool:
     lines = list(io.StringIO(text, newline="\n" if is_json else ""))  # a row of JSON may have a lone carriage return
     n = 1
     if not is_json:
-        header = next(i for i, row in enumerate(lines, 1) if row.strip())
-        if line <= header:
+        header = next((i for i, row in enumerate(lines, 1) if row.strip()), None)
+        if header is None or line <= header:
             return False
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=lines[header - 1].count)
         rows = csv.reader(lines[line - 1 :], delimiter=delimiter, strict=True)

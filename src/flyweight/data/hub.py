@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from flyweight.data.bio import check_tag, message_of_words
 from flyweight.data.messages import Message
 from flyweight.data.source import is_text, listed, shown
-from flyweight.data.tabular import INTENT_COLUMNS, TEXT_COLUMNS, find_column, intent_name, json_message
+from flyweight.data.tabular import INTENT_COLUMNS, TEXT_COLUMNS, find_column, find_columns, intent_name, json_message
 from flyweight.errors import DataError, MissingExtraError
 
 PREFIX = "hub:"
@@ -90,11 +90,13 @@ def _messages(split: Split, where: str, text_column: str | None, intent_column: 
     asked_for = INTENT_COLUMNS if intent_column is None else (intent_column.lower(),)
     found = {column: _classes(split.features[column]) for column in (tag_column, _first(names, asked_for)) if column}
     classes = {column: known for column, known in found.items() if known}
+    columns = None  # those of a table are found at its first row: a split without rows may lack them
     for number, raw in enumerate(split, 1):
         place = f"{where}, row {number}"
         row = {c: _named(v, classes[c], c, place) if c in classes else v for c, v in raw.items()}
         if word_column is None or tag_column is None:
-            yield json_message(row, text_column, intent_column, path=place, line=None)
+            columns = columns or find_columns(names, text_column, intent_column, entities=True, path=place, line=None)
+            yield json_message(row, columns, path=place, line=None)
         else:
             yield _tagged(row, word_column, tag_column, intent_column, place)
 

@@ -10,7 +10,8 @@
     "assistant"               the embedded data set
 
 A part that the source brings is used as it is. What is missing is held out of train, stratified: first `test` of all,
-then `validation` of the rest; validation never comes out of test. Synonyms, lookups and regexes are those of train.
+then `validation` of the rest; validation never comes out of test, and no text that stands in the source's own
+validation or test part is held out for the other. Synonyms, lookups and regexes are those of train.
 """
 
 from __future__ import annotations
@@ -65,12 +66,13 @@ def load_data(
         found = f"no train part beside {listed(sorted(parts))}"
         raise DataError(found, allowed="allowed: a folder with train.csv, train.yml, train/ or the like", path=path)
     own = {name: part.train for name, part in parts.items()}
-    notes = [note for name in ("validation", "test") if name in own for note in _notes(own[name], own["train"], name)]
+    notes = [*_unread(parts), *leaks(own)]
     train = own["train"]
+    elsewhere = {m.folded for name, messages in own.items() if name != "train" for m in messages}
     held_out: dict[str, float] = {}
     for name, share in (("test", test), ("validation", validation)):
         if name not in own:
-            train, own[name] = split(train, share, seed)
+            train, own[name] = split(train, share, seed, stay=elsewhere)
             held_out |= {name: share, "seed": seed}
     data = replace(parts["train"], source=str(path), notes=tuple(notes), split=held_out)
     return data.with_splits(train, own["validation"], own["test"])
@@ -178,6 +180,8 @@ def _unsplit(messages: tuple[Message, ...]) -> NLUData:
 
 
 def _resolve(path: str | Path) -> Path:
+    if not str(path):
+        raise DataError("the name of the data is empty", allowed=FORMS)
     if os.path.exists(path):
         return Path(path)
     if str(path) in EMBEDDED and EMBEDDED[str(path)].is_dir():
@@ -252,12 +256,34 @@ def _read_part(paths: Sequence[Path], text_column: str | None, intent_column: st
     if form == "bio":
         return _unsplit(bio.read_bio(paths[0]))
     if form == "tabular":
-        return _unsplit(tabular.read_tabular(paths[0], text_column=text_column, intent_column=intent_column))
+        return tabular.read_tabular(paths[0], text_column=text_column, intent_column=intent_column)
     files = [f for p in paths for f in (rasa.rasa_files(p) if p.is_dir() else [p])]
     data = rasa.read_rasa_files(files)
     if not data.train:
         raise DataError("no messages", allowed="allowed: at least one intent with examples", path=paths[0])
     return data
+
+
+def _unread(parts: dict[str, NLUData]) -> list[str]:
+    """What the readers left out; of a source with several parts each line names those that it is said of."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in (name for name in _IN_ORDER if name in parts):
+        for note in parts[name].notes:
+            names[note].append(name)
+    return [f"{', '.join(told)}: {note}" if len(parts) > 1 else note for note, told in names.items()]
+
+
+def leaks(own: dict[str, tuple[Message, ...]]) -> list[str]:
+    """Notes on how the parts that the source brings, by name, fit together; `train` is one of them."""
+    notes = [note for name in ("validation", "test") if name in own for note in _notes(own[name], own["train"], name)]
+    validation = {m.folded for m in own.get("validation", ())}
+    n_chosen_on = sum(m.folded in validation for m in own.get("test", ()))
+    if n_chosen_on:
+        notes.append(
+            f"{n_chosen_on} of the {len(own['test'])} test messages also stand in validation: "
+            "what is chosen on it is chosen on them"
+        )
+    return notes
 
 
 def _notes(part: Sequence[Message], train: Sequence[Message], name: str) -> list[str]:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from flyweight.data.messages import Message, NLUData
+from flyweight.data.messages import NLUData
+from flyweight.data.rasa_items import Collector
 from flyweight.data.rasa_legacy import JSON_MARK, MARKDOWN_MARK, read_rasa_json, read_rasa_markdown
 from flyweight.data.rasa_yaml import YAML_MARK, read_rasa_yaml
 from flyweight.data.source import read_bytes
@@ -33,21 +34,13 @@ def rasa_files(folder: Path) -> list[Path]:
 
 def read_rasa_files(paths: Sequence[Path]) -> NLUData:
     """NLU files as one unsplit train part; of two values for one written form the later counts, as in Rasa."""
-    messages: list[Message] = []
-    synonyms: dict[str, str] = {}
-    lookups: dict[str, list[str]] = {}
-    regexes: dict[str, list[str]] = {}
+    whole = Collector(paths[0])
     for path in paths:
         suffix, optional = path.suffix.lower(), len(paths) > 1
         if suffix == ".json":
-            data = read_rasa_json(path)
+            whole.add(read_rasa_json(path))
         elif suffix == ".md":
-            data = read_rasa_markdown(path, optional=optional)
+            whole.add(read_rasa_markdown(path, optional=optional))
         else:
-            data = read_rasa_yaml(path, optional=optional)
-        messages += data.train
-        synonyms |= data.synonyms
-        for merged, more in ((lookups, data.lookups), (regexes, data.regexes)):
-            for name, elements in more.items():
-                merged.setdefault(name, []).extend(elements)
-    return NLUData(tuple(messages), synonyms=synonyms, lookups=lookups, regexes=regexes)
+            whole.add(read_rasa_yaml(path, optional=optional))
+    return whole.data()

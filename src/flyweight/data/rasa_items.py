@@ -10,12 +10,14 @@ As in Rasa a bracket that no `(` or `{` follows is plain text, and there are no 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from flyweight.data.json_nodes import DECODER, json_reason
 from flyweight.data.messages import Entity, Message, NLUData
-from flyweight.data.source import entity_attributes, entity_synonyms, make_entity, shown
+from flyweight.data.source import entity_attributes, entity_synonyms, listed, make_entity, shown
 from flyweight.errors import DataError
 
 KINDS = ("intent", "synonym", "regex", "lookup")
@@ -32,10 +34,24 @@ class Collector:
         self.synonyms: dict[str, str] = {}
         self.lookups: dict[str, list[str]] = {}
         self.regexes: dict[str, list[str]] = {}
+        self.unread = Counter[str]()  # keys of items and examples, which were not read so many times
 
     def data(self) -> NLUData:
         """All that was collected; the messages are in `train`."""
-        return NLUData(tuple(self.messages), synonyms=self.synonyms, lookups=self.lookups, regexes=self.regexes)
+        data = NLUData(tuple(self.messages), synonyms=self.synonyms, lookups=self.lookups, regexes=self.regexes)
+        if not self.unread:
+            return data
+        note = f"keys that are not read: {listed(sorted(self.unread))} ({self.unread.total()} in all)"
+        return replace(data, notes=(note,))
+
+    def add(self, other: Collector) -> None:
+        """Add what another file says; of two values for one written form the later counts, as in Rasa."""
+        self.messages += other.messages
+        self.synonyms |= other.synonyms
+        for merged, more in ((self.lookups, other.lookups), (self.regexes, other.regexes)):
+            for name, elements in more.items():
+                merged.setdefault(name, []).extend(elements)
+        self.unread += other.unread
 
     def example(self, kind: str, name: str, line: int, example: str) -> None:
         """Add an example of one of the KINDS."""

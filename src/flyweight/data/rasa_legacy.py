@@ -24,16 +24,17 @@ import re
 from pathlib import Path
 
 from flyweight.data.json_nodes import JsonNode, parse_json
-from flyweight.data.messages import Message, NLUData
+from flyweight.data.messages import Message
 from flyweight.data.rasa_items import KINDS, Collector
 from flyweight.data.source import entity_at_span, in_text_order, is_text, listed, read_text, shown, text_lines
-from flyweight.data.tabular import check_row, intent_name
+from flyweight.data.tabular import check_row, intent_name, refuse_near_misses
 from flyweight.errors import DataError
 
 MARKDOWN_MARK = re.compile(rb"(?:^|\r)[ \t\xef\xbb\xbf]*##[ \t]*(intent|synonym|regex|lookup)[ \t]*:", re.MULTILINE)
 JSON_MARK = re.compile(rb"\"rasa_nlu_data\"\s*:")
 EXAMPLE_KEYS = ("common_examples", "intent_examples", "entity_examples")
 JSON_KEYS = (*EXAMPLE_KEYS, "entity_synonyms", "regex_features", "lookup_tables")
+EXAMPLE_FIELDS = ("text", "intent", "entities")
 _ITEM_FORMS = {
     "entity_synonyms": '{"value": "...", "synonyms": ["..."]}',
     "regex_features": '{"name": "...", "pattern": "..."}',
@@ -46,8 +47,8 @@ _JSON_FORM = 'allowed: {"rasa_nlu_data": {"common_examples": [...], ...}}'
 _SECTION_FORMS = "allowed: ## intent:name, ## synonym:name, ## regex:name, ## lookup:name"
 
 
-def read_rasa_markdown(path: Path, *, optional: bool = False) -> NLUData:
-    """One file's messages, all in `train`, and its synonyms, lookups and regexes; DataError with the line at fault.
+def read_rasa_markdown(path: Path, *, optional: bool = False) -> Collector:
+    """One file's messages, and its synonyms, lookups and regexes; DataError with the line at fault.
 
     An `optional` file may be without sections (all of them in a comment, say).
     """
@@ -58,11 +59,11 @@ def read_rasa_markdown(path: Path, *, optional: bool = False) -> NLUData:
     reader.close()
     if not (reader.kind or optional):
         reader.fail("no section", _SECTION_FORMS, 1)
-    return reader.data()
+    return reader
 
 
-def read_rasa_json(path: Path) -> NLUData:
-    """One file's messages, all in `train`, and its synonyms, lookups and regexes; DataError with the line at fault."""
+def read_rasa_json(path: Path) -> Collector:
+    """One file's messages, and its synonyms, lookups and regexes; DataError with the line at fault."""
     root = parse_json(read_text(path), path=path, allowed=_JSON_FORM)
     nlu = root.fields("the file", _JSON_FORM).get("rasa_nlu_data")
     if nlu is None:
@@ -73,7 +74,7 @@ def read_rasa_json(path: Path) -> NLUData:
             section.fail(f"unknown key {shown(name)} in rasa_nlu_data", f"allowed: {', '.join(JSON_KEYS)}")
         for item in _items(section, name):
             reader.read(name, item)
-    return reader.data()
+    return reader
 
 
 def _without_comments(source: str, path: Path) -> str:
@@ -163,9 +164,11 @@ class _Json(Collector):
         self.lookups.setdefault(name, []).extend(found)
 
     def labelled(self, item: JsonNode) -> None:
-        """Read `{"text": ..., "intent": ..., "entities": [...]}`; other keys (metadata, say) are skipped."""
+        """Read `{"text": ..., "intent": ..., "entities": [...]}`; other keys (metadata, say) are counted."""
         allowed = 'allowed: {"text": "...", "intent": "...", "entities": [...]}'
         fields = item.fields("an example", allowed)
+        refuse_near_misses(list(fields), EXAMPLE_FIELDS, self.path, item.line)
+        self.unread.update(fields.keys() - set(EXAMPLE_FIELDS))
         node = _field(item, fields, "text", allowed)
         text = node.value()
         if not is_text(text):

@@ -6,7 +6,7 @@
         - to [Berlin](city)                entity
         - to [NYC](city:New York)          entity and value; the value becomes a synonym, as in Rasa
         - to [LA]{"entity": "city", "role": "to", "value": "Los Angeles"}
-      # or a list:  - text: to [Berlin](city), with `metadata` where wanted (ignored)
+      # or a list:  - text: to [Berlin](city), with `metadata` where wanted (counted, not read)
 
 Annotations are those of flyweight.data.rasa_items, and `-text` is an example.
 Unlike Rasa, what cannot be read is one DataError with file and line, never a warning and a dropped example.
@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flyweight.data.messages import NLUData
 from flyweight.data.rasa_items import KINDS, Collector
 from flyweight.data.source import listed, read_text, shown
 from flyweight.errors import DataError, MissingExtraError
@@ -34,11 +33,11 @@ MAX_DEPTH = 100  # lists and mappings within each other; NLU data have 5, and so
 YAML_MARK = re.compile(rb"(?:^|\r)[ \t{\xef\xbb\xbf]*[\"']?nlu[\"']?\s*:", re.MULTILINE)
 
 
-def read_rasa_yaml(path: Path, *, optional: bool = False) -> NLUData:
-    """One file's messages, all in `train`; an `optional` one may lack the nlu section (a domain with `nlu:`, say)."""
+def read_rasa_yaml(path: Path, *, optional: bool = False) -> Collector:
+    """What one file says; an `optional` one may lack the nlu section (a domain with `nlu:`, say)."""
     reader = _Reader(path)
     reader.read(optional)
-    return reader.data()
+    return reader
 
 
 class _Reader(Collector):
@@ -74,6 +73,7 @@ class _Reader(Collector):
             if key_node.value not in ITEM_KEYS[kind]:
                 found = f"unknown key {shown(key_node.value)} in nlu item '{kind}'"
                 self.fail(found, f"allowed: {', '.join(ITEM_KEYS[kind])}", _line(key_node))
+        self.unread.update(fields.keys() & {"metadata"})
         name_node = fields[kind]
         name = name_node.value.strip() if name_node.id == "scalar" else ""
         if not name:
@@ -102,6 +102,7 @@ class _Reader(Collector):
                     if key_node.value not in ("text", "metadata"):
                         found = f"unknown key {shown(key_node.value)} in an example"
                         self.fail(found, "allowed: text, metadata", _line(key_node))
+                self.unread.update(fields.keys() & {"metadata"})
                 text = fields.get("text")
             if text is None or text.id != "scalar":
                 self.fail("example without text", "allowed: `- text: ...`, with `metadata` where wanted", _line(item))

@@ -9,6 +9,7 @@ entity_synonyms(messages)       written form in lower case -> value, of the enti
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Iterable
@@ -47,8 +48,9 @@ def read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = error.start + len(raw) - len(error.object)  # utf-8-sig counts from behind the BOM
-        found = f"byte 0x{raw[at]:02x} is not UTF-8"
-        allowed = "allowed: text in UTF-8, with or without BOM"
+        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = f"byte 0x{raw[at]:02x} is not UTF-8{' (the file looks like UTF-16)' if utf16 else ''}"
+        allowed = "allowed: text in UTF-8, with or without BOM; export it as UTF-8"
         raise DataError(found, allowed=allowed, path=path, line=raw.count(b"\n", 0, at) + 1) from error
 
 
