@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_model_parity import FAMILY_CASES, PARITY, SHAPES, tiny
+from test_model_parity import FAMILY_CASES, HOSTILE, PARITY, SHAPES, repr_of, tiny
 
 from flyweight.data.messages import Entity, Message, NLUData
 from flyweight.errors import CheckpointError, ConfigError, DataError, FlyweightError
@@ -212,6 +212,29 @@ def test_class_tables_that_are_none(table: Any, tmp_path: Path) -> None:
     finetuned(tmp_path, names=INTENTS)
     change(tmp_path, id2label=table)
     assert refused(tmp_path) == f"{tmp_path}: config.json has no id2label from 0 on; give the class names with --labels"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [(["x"], "['x']"), (None, "None"), (3, "3"), (True, "True"), ({"a\nb": 1}, "{'a\\nb': 1}")]
+)
+def test_class_names_that_are_no_texts(name: Any, found: str, tmp_path: Path) -> None:
+    finetuned(tmp_path, names=INTENTS)
+    change(tmp_path, id2label={"0": "a", "1": name, "2": "b", "3": "c"})
+    allowed = "allowed: texts (or name them with --labels FILE)"
+    assert refused(tmp_path) == f"{tmp_path}: id2label names a class {found}; {allowed}"
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=repr_of)
+@pytest.mark.parametrize("key", ["model_type", "architectures", "problem_type", "id2label"])
+def test_hostile_entries(key: str, value: Any, tmp_path: Path) -> None:
+    finetuned(tmp_path, names=INTENTS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    names_nothing = key == "architectures" and value != ["a\nb"]  # then the tensors say which head it is
+    if names_nothing or (key == "problem_type" and value is None):
+        assert import_teacher(tmp_path).labels.intents == INTENTS
+    else:
+        assert len(refused(tmp_path)) < 300 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -516,7 +539,7 @@ def test_a_threshold_needs_messages_and_intents(tmp_path: Path) -> None:
     nothing = [None, data.with_splits(data.train, (), data.test), city_data((None,))]
     for given in nothing:
         message = refused(tmp_path / "intents", ConfigError, data=given, fallback_rate=0.1)
-        assert message.startswith("fallback_rate is 0.1, but there are no validation messages with intents to fit")
+        assert message.startswith("fallback_rate is 0.1, but no validation message has an intent of the model to fit")
     message = refused(tmp_path / "tags", ConfigError, data=data, fallback_rate=0.1)
     assert message == "fallback_rate is 0.1; a model without intents has no threshold, leave it out"
     for rate in (1, -0.1, float("nan")):

@@ -84,8 +84,11 @@ def tiny(family: str, shape: tuple[int, int, int, int, str], head: str = "Model"
 
 
 def padded_batch(pad: int, lengths: tuple[int, ...] = (12, 7, 1, 30)) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids (B, T) with `pad` behind each message, mask (B, T) bool."""
-    ids = torch.randint(3, 50, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
+    """ids (B, T) with `pad` behind each message and nowhere else, mask (B, T) bool.
+
+    RoBERTa in transformers counts no position for a padding id, even within a message.
+    """
+    ids = torch.randint(max(3, pad + 1), 50, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
     return torch.where(mask, ids, pad), mask
 
@@ -203,6 +206,134 @@ def test_mpnet_base() -> None:
     real_parity(folder)
 
 
+# config.json ---------------------------------------------------------------------------------------------------------
+
+DEFAULT_CASES = [*FAMILY_CASES, ("Electra", 0, {"embedding_size": 128}), ("Roberta", 3, {"pad_token_id": 3}),
+                 ("Bert", 0, {"type_vocab_size": 5})]  # fmt: skip
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+         "max_position_embeddings")  # fmt: skip
+
+NEEDED = {*SIZES, *DISTIL.values()} - {"activation"}
+
+
+def from_file(family: str, entries: dict[str, Any], state: dict[str, torch.Tensor]) -> torch.nn.Module | None:
+    """What transformers makes of a config.json and tensors; None where it refuses them."""
+    model = getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config").from_dict(entries))
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError:  # size mismatch
+        return None
+    return None if missing else model.eval()
+
+
+@pytest.mark.parametrize(("family", "pad", "more"), DEFAULT_CASES)
+def test_entries_that_are_missing(family: str, pad: int, more: dict[str, Any]) -> None:
+    eps = {} if family == "DistilBert" else {"layer_norm_eps": 0.05}
+    model = tiny(family, SHAPES[3], **(more | eps))  # its activation is not the default
+    state, entries = model.state_dict(), json.loads(model.config.to_json_string(use_diff=False))
+    ids, mask = padded_batch(pad)
+    outcomes: dict[str, list[str]] = {"needed": [], "refused": [], "same": [], "other": []}
+    with torch.no_grad():
+        whole = encoder_from(entries, state).eval()(ids, mask)[mask]
+    for key in entries.keys() - transformers.PreTrainedConfig().to_dict().keys():  # those of the family
+        rest = {k: v for k, v in entries.items() if k != key}
+        if key in NEEDED:
+            outcomes["needed"].append(key)
+            assert f"config.json says {key} None; allowed" in refused(rest, state)
+        elif (theirs := from_file(family, rest, state)) is None:
+            outcomes["refused"].append(key)
+            assert "; config.json says (" in refused(rest, state), key
+        else:
+            ours = encoder_from(rest, state)
+            assert largest_difference(theirs, ours, ids, mask) <= PARITY, key
+            with torch.no_grad():
+                changed = bool((ours.eval()(ids, mask)[mask] - whole).abs().max() > 100 * PARITY)
+            outcomes["other" if changed else "same"].append(key)
+    assert len(outcomes["needed"]) == 6
+    assert ("activation" if family == "DistilBert" else "hidden_act") in outcomes["other"]
+    assert ("layer_norm_eps" in outcomes["other"]) == (family != "DistilBert")
+    assert ("use_task_id" in outcomes["other"]) == more.get("use_task_id", False)
+    narrow = family == "Electra" and more.get("embedding_size") != 128
+    assert outcomes["refused"] == [*["embedding_size"] * narrow, *["type_vocab_size"] * ("type_vocab_size" in more)]
+
+
+@pytest.mark.parametrize(
+    ("family", "stray"),
+    [
+        ("DistilBert", {"layer_norm_eps": 0.5, "hidden_act": "relu", "intermediate_size": 7, "type_vocab_size": 9}),
+        ("DistilBert", {"dim": 7, "n_heads": 3, "n_layers": 9, "hidden_size": 32, "num_attention_heads": 4,
+                        "num_hidden_layers": 2}),
+        ("MPNet", {"pad_token_id": 3}),
+        ("MPNet", {"pad_token_id": 0}),
+        ("MPNet", {"pad_token_id": None}),
+        ("MPNet", {"type_vocab_size": 9, "embedding_size": 7}),
+        ("Ernie", {"use_task_id": False}),
+        ("Bert", {"embedding_size": 7, "dim": 7, "pad_token_id": 3, "use_task_id": True}),
+        ("Roberta", {"embedding_size": 7, "relative_attention_num_buckets": 0}),
+    ],
+)  # fmt: skip
+def test_entries_that_a_family_does_not_read(family: str, stray: dict[str, Any]) -> None:
+    model = tiny(family, SHAPES[1], **({"use_task_id": True} if family == "Ernie" else {}))
+    entries = json.loads(model.config.to_json_string(use_diff=False)) | stray
+    theirs = from_file(family, entries, model.state_dict())
+    assert theirs is not None
+    assert largest_difference(theirs, encoder_from(entries, model.state_dict()), *padded_batch(1)) <= PARITY
+
+
+@pytest.mark.parametrize("pad", [0, 2, 7])
+def test_other_padding_ids_of_roberta(pad: int) -> None:
+    model = tiny("Roberta", SHAPES[1], pad_token_id=pad)
+    ours = encoder_from(model.config.to_dict(), model.state_dict())
+    assert ours.config.max_positions == 40 - pad - 1
+    assert largest_difference(model, ours, *padded_batch(pad)) <= PARITY
+
+
+def nested(depth: int) -> list[Any]:
+    """[[[...]]]"""
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+HOSTILE = [None, "", "x", "1e-5", "a\nb", [], ["a\nb"], {}, {"a": 1}, True, False, -1, 0, 1.5, float("nan"),
+           float("inf"), 10**30, nested(300), "x" * 10_000]  # fmt: skip
+
+
+def repr_of(value: object) -> str:
+    """A short name for a test."""
+    return ascii(value)[:20]
+
+
+#    family, entry of config.json, hostile values that are allowed there
+USED = [
+    *(("Bert", key, []) for key in (*SIZES, "hidden_act", "layer_norm_eps", "model_type")),
+    ("Bert", "position_embedding_type", [None]),
+    ("Bert", "is_decoder", [False]),
+    ("Bert", "add_cross_attention", [False]),
+    ("Bert", "type_vocab_size", [0]),
+    ("Ernie", "use_task_id", [True, False]),
+    ("Ernie", "task_type_vocab_size", [0]),
+    ("Roberta", "pad_token_id", [0]),
+    ("Electra", "embedding_size", []),
+    ("MPNet", "relative_attention_num_buckets", []),
+    *(("DistilBert", key, []) for key in DISTIL.values()),
+]
+
+
+@pytest.mark.parametrize(("family", "key", "allowed"), USED)
+def test_hostile_entries(family: str, key: str, allowed: list[Any]) -> None:
+    model = tiny(family, SHAPES[1], **({"use_task_id": True} if family == "Ernie" else {}))
+    config, state = model.config.to_dict(), model.state_dict()
+    for value in HOSTILE:
+        if any(value is good for good in allowed):
+            encoder_from(config | {key: value}, state)
+            continue
+        message = refused(config | {key: value}, state)
+        assert key in message or "config.json says (" in message
+        assert len(message) < 250
+
+
 # errors -------------------------------------------------------------------------------------------------------------
 
 
@@ -221,14 +352,20 @@ def test_unreadable_configurations() -> None:
         "folder: model_type 'xlnet' is not supported; "
         "allowed: bert, ernie, roberta, xlm-roberta, camembert, distilbert, electra, mpnet"
     )
-    assert "hidden_act 'swish'" in refused(config | {"hidden_act": "swish"}, state)
-    assert "allowed: gelu, gelu_python, gelu_new" in refused(config | {"hidden_act": "swish"}, state)
+    assert refused(config | {"hidden_act": "swish"}, state) == (
+        "folder: config.json says hidden_act 'swish'; "
+        "allowed: gelu, gelu_python, gelu_new, gelu_fast, gelu_pytorch_tanh, relu"
+    )
     relative = config | {"position_embedding_type": "relative_key"}
-    assert "position_embedding_type 'relative_key'" in refused(relative, state)
-    assert "tensors do not fit config.json: " in refused(config | {"hidden_size": 16}, state)
+    assert refused(relative, state) == (
+        "folder: config.json says position_embedding_type 'relative_key'; allowed: absolute"
+    )
+    assert refused(config | {"hidden_size": 16}, state) == (
+        "folder: 'embeddings.position_embeddings.weight' is (40, 8); config.json says (40, 16)"
+    )
     for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
         message = refused({k: v for k, v in config.items() if k != key}, state)
-        assert message == f"folder: config.json says {key} None; allowed: whole numbers from 1"
+        assert message == f"folder: config.json says {key} None; allowed: whole numbers from 1 to 16777216"
     assert "says num_attention_heads 0;" in refused(config | {"num_attention_heads": 0}, state)
     assert "model_type ''" in refused({}, {})
 
@@ -240,6 +377,67 @@ def test_missing_tensors() -> None:
         name = f"{prefix}encoder.layer.0.attention.self.value.bias"
         del state[name]
         assert refused(model.config.to_dict(), state) == (f"folder: the checkpoint lacks the tensor '{name}'")
+
+
+@pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention"])
+@pytest.mark.parametrize("family", ["Bert", "Ernie", "Roberta", "Electra"])
+def test_decoders(family: str, key: str) -> None:
+    model = tiny(family, SHAPES[0])
+    assert refused(model.config.to_dict() | {key: True}, model.state_dict()) == (
+        f"folder: config.json says {key} True; allowed: false (an encoder: every word sees those behind it too)"
+    )
+
+
+def test_token_types_that_are_missing() -> None:
+    name = "embeddings.token_type_embeddings.weight"
+    for family in ("Bert", "Ernie", "Roberta", "Electra"):
+        model = tiny(family, SHAPES[1])
+        config, state = model.config.to_dict(), model.state_dict()
+        types = state.pop(name)
+        assert refused(config, state) == f"folder: the checkpoint lacks the tensor '{name}'"
+        without = encoder_from(config | {"type_vocab_size": 0}, state)
+        zeros = encoder_from(config, state | {name: torch.zeros_like(types)})
+        assert torch.equal(without.positions.weight, zeros.positions.weight)
+
+
+def test_task_types_are_there_when_they_are_used() -> None:
+    model = tiny("Ernie", SHAPES[1], use_task_id=True)
+    config, state = model.config.to_dict(), model.state_dict()
+    name = "embeddings.task_type_embeddings.weight"
+    del state[name]
+    assert refused(config, state) == f"folder: the checkpoint lacks the tensor '{name}'"
+    encoder_from(config | {"use_task_id": False}, state)
+
+
+@pytest.mark.parametrize("buckets", [0, 31, 33, 64, 2])
+def test_buckets_that_transformers_would_not_compute(buckets: int) -> None:
+    model = tiny("MPNet", SHAPES[0])
+    message = refused(model.config.to_dict() | {"relative_attention_num_buckets": buckets}, model.state_dict())
+    assert message == f"folder: config.json says relative_attention_num_buckets {buckets}; allowed: 32"
+
+
+@pytest.mark.parametrize(("family", "pad", "more"), FAMILY_CASES)
+def test_a_single_row_is_not_repeated(family: str, pad: int, more: dict[str, Any]) -> None:
+    # Copying (1, D) into (N, D) is legal in PyTorch.
+    model = tiny(family, SHAPES[1], **more)
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if "pooler" in name or "position_ids" in name or "token_type_ids" in name:
+            continue
+        message = refused(model.config.to_dict(), state | {name: tensor[:1] * 1.0})
+        assert message.startswith(
+            f"folder: '{name}' is {(1, *tensor.shape[1:])}; config.json says {tuple(tensor.shape)}"
+        )
+        assert "is ();" in refused(model.config.to_dict(), state | {name: torch.tensor(1.0)})
+
+
+def test_quantized_weights_are_not_taken_for_numbers() -> None:
+    model = tiny("Bert", SHAPES[0])
+    name = "encoder.layer.0.output.dense.weight"
+    state = model.state_dict()
+    message = refused(model.config.to_dict(), state | {name: state[name].to(torch.int8)})
+    allowed = "allowed: unquantized weights (float32, float16, bfloat16)"
+    assert message == f"folder: tensor '{name}' holds torch.int8; {allowed}"
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

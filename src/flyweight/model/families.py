@@ -1,10 +1,12 @@
 """How the model families of Hugging Face name their tensors, their config entries and their heads: one literal table.
 
-    bert, ernie                     absolute positions; ernie adds a task type
+    bert, ernie                     absolute positions; ernie adds a task type where use_task_id is true
     roberta, xlm-roberta, camembert the first pad_token_id + 1 position rows are reserved
-    distilbert                      no token types, names of its own
+    distilbert                      no token types, names of its own; LayerNorm's epsilon is always 1e-12
     electra                         embeddings may be narrower than the layers: a projection follows them
-    mpnet                           relative position bias; two position rows are reserved
+    mpnet                           relative position bias of 32 buckets; two position rows are reserved
+
+Sizes of the layers must stand in config.json; any other entry that it lacks has the default that `transformers` gives.
 
 Sources: Devlin et al. 2019, arXiv:1810.04805; Sun et al. 2019, arXiv:1907.12412 (ERNIE 2.0); Liu et al. 2019,
 arXiv:1907.11692; Conneau et al. 2020, arXiv:1911.02116 (XLM-R); Sanh et al. 2019, arXiv:1910.01108; Clark et al. 2020,
@@ -34,21 +36,42 @@ class Classifier:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConstantTable:
+    """A table of which row 0 is added to every token: its tensor, and the entries of config.json that tell of it.
+
+    rows: the entry with the number of rows, `default` where it is absent; without rows the tensor is not needed.
+    flag: the entry that switches the table on; None: it is always on.
+    """
+
+    tensor: str
+    rows: str
+    default: int
+    flag: str | None = None
+
+
+_TOKEN_TYPES = ConstantTable(tensor="embeddings.token_type_embeddings.weight", rows="type_vocab_size", default=2)
+_TASK_TYPES = ConstantTable(
+    tensor="embeddings.task_type_embeddings.weight", rows="task_type_vocab_size", default=3, flag="use_task_id"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """How one model family names things. Tensor names come without `prefix`; layer names hold `{i}`.
 
-    constant_rows: tables of which row 0 is added to every token (token types, task types), where they are there.
-    config: names of the family's config.json that differ from BERT's, to BERT's.
-    pad_offset: positions count from pad_token_id + 1. projection: after the norm of narrower embeddings.
+    config: BERT's name of an entry -> the family's names for it, of which the first that is there counts; no name
+    where the family has a constant instead. Entries that are not listed have BERT's name.
+    pad_offset: positions count from pad_token_id + 1. projection: after the norm of narrower embeddings, whose width
+    is embedding_size; None where embeddings are as wide as the layers.
     """
 
     prefix: str
     classifier: Classifier
     words: str = "embeddings.word_embeddings.weight"
     positions: str = "embeddings.position_embeddings.weight"
-    constant_rows: tuple[str, ...] = ("embeddings.token_type_embeddings.weight",)
+    constants: tuple[ConstantTable, ...] = (_TOKEN_TYPES,)
     norm: str = "embeddings.LayerNorm"
-    projection: str = "embeddings_project"
+    projection: str | None = None
     query: str = _LAYER + "attention.self.query"
     key: str = _LAYER + "attention.self.key"
     value: str = _LAYER + "attention.self.value"
@@ -59,7 +82,7 @@ class Family:
     ffn_norm: str = _LAYER + "output.LayerNorm"
     relative_bias: str | None = None
     pad_offset: bool = False
-    config: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 _DENSE_OUT = Classifier(pooling="cls+tanh", pooler="classifier.dense", out="classifier.out_proj")
@@ -71,7 +94,7 @@ FAMILIES: dict[str, Family] = {
     "ernie": Family(
         prefix="ernie.",
         classifier=Classifier(pooling="cls+tanh", pooler="ernie.pooler.dense", out="classifier"),
-        constant_rows=("embeddings.token_type_embeddings.weight", "embeddings.task_type_embeddings.weight"),
+        constants=(_TOKEN_TYPES, _TASK_TYPES),
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
@@ -79,7 +102,7 @@ FAMILIES: dict[str, Family] = {
     "distilbert": Family(
         prefix="distilbert.",
         classifier=Classifier(pooling="cls+relu", pooler="pre_classifier", out="classifier"),
-        constant_rows=(),
+        constants=(),
         query="transformer.layer.{i}.attention.q_lin",
         key="transformer.layer.{i}.attention.k_lin",
         value="transformer.layer.{i}.attention.v_lin",
@@ -89,21 +112,23 @@ FAMILIES: dict[str, Family] = {
         down="transformer.layer.{i}.ffn.lin2",
         ffn_norm="transformer.layer.{i}.output_layer_norm",
         config={
-            "dim": "hidden_size",
-            "n_heads": "num_attention_heads",
-            "n_layers": "num_hidden_layers",
-            "hidden_dim": "intermediate_size",
-            "activation": "hidden_act",
+            "hidden_size": ("hidden_size", "dim"),
+            "num_attention_heads": ("num_attention_heads", "n_heads"),
+            "num_hidden_layers": ("num_hidden_layers", "n_layers"),
+            "intermediate_size": ("hidden_dim",),
+            "hidden_act": ("activation",),
+            "layer_norm_eps": (),
         },
     ),
     "electra": Family(
         prefix="electra.",
         classifier=Classifier(pooling="cls+gelu", pooler="classifier.dense", out="classifier.out_proj"),
+        projection="embeddings_project",
     ),
     "mpnet": Family(
         prefix="mpnet.",
         classifier=_DENSE_OUT,
-        constant_rows=(),
+        constants=(),
         query=_LAYER + "attention.attn.q",
         key=_LAYER + "attention.attn.k",
         value=_LAYER + "attention.attn.v",
@@ -111,6 +136,7 @@ FAMILIES: dict[str, Family] = {
         attention_norm=_LAYER + "attention.LayerNorm",
         relative_bias="encoder.relative_attention_bias.weight",
         pad_offset=True,
+        config={"pad_token_id": ()},
     ),
 }
 TAG_HEAD = "classifier"  # of every family's *ForTokenClassification
