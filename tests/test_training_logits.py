@@ -16,8 +16,10 @@ import torch
 
 from flyweight.answers import Labels
 from flyweight.data.messages import Entity, Message, NLUData
+from flyweight.data.tags import spans_to_tags
 from flyweight.errors import ConfigError, DataError
 from flyweight.measure.quality import evaluate
+from flyweight.model.finetuned import tag_sources
 from flyweight.model.nlu import NLUModel
 from flyweight.training import logits as module
 from flyweight.training import teacher as training
@@ -103,6 +105,27 @@ def test_a_tag_that_the_teacher_lacks_is_impossible_whatever_the_size_of_its_log
         assert taught.tags is not None
         assert (taught.tags - offset).tolist() == [[0, 2, 2 + ABSENT], [0, 1, 1 + ABSENT]]
         assert teacher.answers(["a b"])[0].entities == (Entity(0, 1, "city"), Entity(2, 3, "city"))
+
+
+def test_tags_without_begin_open_entities() -> None:
+    # a, to, new, york, tomorrow: plain I-x tags, where neighbours of one label are one entity
+    spans = [(0, 1), (2, 4), (5, 8), (9, 13), (14, 22)]
+    tags = [[9.0, 0, 0], [9, 0, 0], [0, 9, 1], [0, 8, 7], [0, 3, 4]]
+    teacher = LogitsTeacher(lambda _: [([0, 9], spans, tags)], ["a", "b"], ["O", "I-city", "I-date"])
+    [taught] = teacher.taught(["a to new york tomorrow"])
+    assert taught.tags is not None
+    behind = 2.0**-10
+    assert taught.tags[2].tolist() == [0, 9 - behind, 9, 1 - behind, 1]  # O, B-city, I-city, B-date, I-date
+    [answer] = teacher.answers(["a to new york tomorrow"])
+    assert answer.entities == (Entity(5, 13, "city"), Entity(14, 22, "date"))
+    alone = LogitsTeacher(lambda _: [([0, 9], [(0, 4)], [[0, 9]])], ["a", "b"], ["O", "I-city"])
+    assert alone.answers(["rome"])[0].entities == (Entity(0, 4, "city"),)
+
+
+def test_a_function_and_a_folder_lack_tags_in_the_same_way() -> None:
+    wanted = ["O", "B-a", "I-a", "B-b", "I-b", "B-c", "I-c"]
+    found = tag_sources(["I-b", "O", "B-a", "I-a", "B-c"], wanted)
+    assert found == [(1, 0), (2, 0), (3, 0), (0, 2.0**-10), (0, 0), (4, 0), (4, 50)]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +307,7 @@ def test_a_text_that_the_file_lacks(tmp_path: Path) -> None:
         teacher.taught(["a b", "A b", "c"])
     assert str(error.value) == (
         f"{tmp_path / 't.jsonl'}: no logits of 'A b' (2 of 3 texts asked for); "
-        "a file that has every training message, character by character"
+        "a file of logits answers the texts that it holds, character by character; add a line for each"
     )
 
 
@@ -315,10 +338,39 @@ def test_a_teacher_with_coarser_words() -> None:
 
 
 def test_a_teacher_with_finer_words() -> None:
-    # the teacher splits "O'Neill" into three: the student's word takes the first
+    # the teacher splits "O'Neill" into three, all of one name: the student's word takes the first
     tags = np.array([[5.0, 0, 0], [0, 7, 0], [0, 0, 8], [0, 0, 9]])
     found = aligned([(0, 2), (3, 10)], Taught(np.zeros(4), [(0, 2), (3, 4), (4, 5), (5, 10)], tags))
     assert found.tolist() == [[0, -5, -5], [-7, 0, -7]]
+
+
+def test_a_word_over_two_of_the_teacher_takes_the_first_that_is_no_o() -> None:
+    # "$5": the teacher has "$" as O and "5" as B-city; spans_to_tags calls the student's word B, soft labels must too
+    tags = np.array([[4.0, 1, 0], [0, 7, 2], [1, 0, 6], [9, 0, 0]])
+    taught = Taught(np.zeros(4), [(0, 1), (1, 2), (2, 3), (3, 4)], tags)
+    assert aligned([(0, 2), (2, 4)], taught).tolist() == [[-7, 0, -5], [-5, -6, 0]]
+    assert spans_to_tags([(0, 2), (2, 4)], [Entity(1, 3, "city")]) == ["B-city", "I-city"]
+    # O alone stays the first one's
+    outside = np.array([[4.0, 1, 0], [9, 0, 1]])
+    assert aligned([(0, 2)], Taught(np.zeros(4), [(0, 1), (1, 2)], outside)).tolist() == [[0, -3, -4]]
+    # what is only another label's to the student is O
+    theirs = Labels(INTENTS, ("actor", "city"))
+    others = np.array([[1.0, 9, 0, 0, 0], [0, 0, 0, 3, 0]])
+    assert aligned([(0, 2)], Taught(np.zeros(4), [(0, 1), (1, 2)], others), theirs).tolist() == [[-3, 0, -3]]
+
+
+def test_pieces_of_a_word_that_was_not_the_first() -> None:
+    # teacher: "($" as O, "500" as B-city. Student: "(", "$5", "00": the second opens the entity, the third continues it
+    taught = Taught(np.zeros(4), [(0, 2), (2, 5)], np.array([[4.0, 1, 0], [0, 7, 2]]))
+    found = aligned([(0, 1), (1, 3), (3, 5)], taught)
+    assert found[:2].tolist() == [[0, -3, -4], [-7, 0, -5]]
+    assert found[2] == pytest.approx([-7, ABSENT, np.logaddexp(7, 2) - 7], abs=1e-6)
+    assert spans_to_tags([(0, 1), (1, 3), (3, 5)], [Entity(2, 5, "city")]) == ["O", "B-city", "I-city"]
+    # a piece of an entity's word that reaches into the next entity still continues the first
+    tags = np.array([[0.0, 3, 0], [0, 5, 0]])
+    found = aligned([(0, 1), (1, 3)], Taught(np.zeros(4), [(0, 2), (2, 3)], tags))
+    assert found[1].argmax() == 2
+    assert spans_to_tags([(0, 1), (1, 3)], [Entity(0, 2, "city"), Entity(2, 3, "city")]) == ["B-city", "I-city"]
 
 
 def test_words_that_cross() -> None:

@@ -31,6 +31,7 @@ from flyweight.data.source import listed, read_text, shown
 from flyweight.data.tags import Span, legal_tags, tag_names
 from flyweight.errors import ConfigError, DataError
 from flyweight.measure.quality import ANSWER_BLOCK
+from flyweight.model.finetuned import tag_sources
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.training.losses import Batch, Loss, heads_loss
@@ -52,7 +53,8 @@ class LogitsTeacher:
     """A function of texts as a teacher; answers like a model, so that it can be evaluated and compared with.
 
     function(texts) gives (N, len(intents)) logits, or for a teacher of entities a list of N triples
-    (intent (C,), words [(start, end), ...], tags (W, len(tags))). `tags`: O, B-x and I-x, in the function's order.
+    (intent (C,), words [(start, end), ...], tags (W, len(tags))). `tags`: O, B-x and I-x, in the function's order; of
+    B-x and I-x one is enough (see `tag_sources`).
     """
 
     def __init__(self, function: Callable[[list[str]], Any], intents: Sequence[str], tags: Sequence[str] = ()):
@@ -109,9 +111,8 @@ class LogitsTeacher:
             allowed = f"spans [start, end) in characters, 0 <= start < end <= {len(text)}"
             raise _RowError(f"the words {shown(words)} of {shown(text)}", allowed)
         given = _numbers(tags, (n_words, n_tags), f"tag logits for {shown(text)}")
-        columns = {name: given[:, at] for at, name in enumerate(self.given_tags)}
-        absent = given.max(axis=1) + ABSENT
-        ordered = np.stack([columns.get(name, absent) for name in self.labels.tags], axis=1)
+        columns = tag_sources(self.given_tags, self.labels.tags)
+        ordered = np.stack([given[:, at] - behind for at, behind in columns], axis=1)
         intent = _numbers(intent, (n_intents,), f"intent logits for {shown(text)}")
         return Taught(intent, [(int(s), int(e)) for s, e in spans], ordered)
 
@@ -240,19 +241,24 @@ def _kl(wanted: Tensor, found: Tensor, T: float) -> Tensor:
 def _aligned(words: Sequence[Span], taught: Taught, theirs: Labels, ours: Labels) -> np.ndarray:
     """The teacher's tag logits for the student's words, (W, n_tags) float32.
 
-    A word takes the row of the first teacher's word that it overlaps, NaN without one. Where the student splits a
-    teacher's word, the later pieces continue its entity: B-x becomes I-x there (logits are added as probabilities are).
+    A word takes the row of the first teacher's word that it overlaps and whose likeliest tag is not O (its hard label
+    is that of the first entity that it overlaps), else of the first that it overlaps, NaN without one. Where the
+    student splits a teacher's word, the later pieces continue its entity: B-x becomes I-x there (logits are added as
+    probabilities are).
     """
     names = tag_names(ours.entity_labels)
     columns = [theirs.tags.index(name) for name in names]
     found = np.full((len(words), len(names)), np.nan, np.float32)
+    if taught.tags is None:
+        return found
+    rows = taught.tags[:, columns].astype(np.float64)
     used: set[int] = set()
     for at, (start, end) in enumerate(words):
-        hit = next((i for i, (s, e) in enumerate(taught.words) if start < e and s < end), None)
-        if hit is None or taught.tags is None:
+        hits = [i for i, (s, e) in enumerate(taught.words) if start < e and s < end]
+        if not hits:
             continue
-        row = taught.tags[hit][columns].astype(np.float64)
-        row -= row.max()
+        hit = next((i for i in hits if rows[i].argmax() != 0), hits[0])
+        row = rows[hit] - rows[hit].max()
         if hit in used:
             row[2::2] = np.logaddexp(row[1::2], row[2::2])  # O, B-a, I-a, B-b, I-b ...
             row[1::2] = ABSENT
@@ -313,7 +319,7 @@ class _File:
         if missing:
             raise DataError(
                 f"no logits of {shown(missing[0])} ({len(missing)} of {len(texts)} texts asked for)",
-                allowed="a file that has every training message, character by character",
+                allowed="a file of logits answers the texts that it holds, character by character; add a line for each",
                 path=self.path,
             )
         return [self.rows[text] for text in texts]
