@@ -216,7 +216,8 @@ def test_training_with_teachers(tiny_data: NLUData, tmp_path: Path, call: Call) 
     assert refused.code == 1
     last = refused.err.splitlines()[-1]
     assert re.fullmatch(
-        rf"flyweight: {re.escape(str(short))}: no logits of .*; a file that has every training .*", last
+        rf"flyweight: {re.escape(str(short))}: no logits of .*; a file of logits answers the texts that it holds, .*",
+        last,
     )
     for teacher, message in (
         (tmp_path / "none", r"none/config\.json is missing; a model folder is what"),
