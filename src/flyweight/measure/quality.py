@@ -301,7 +301,9 @@ def _outcomes(answers: Sequence[Answer], messages: Sequence[Message], codes: dic
     _same_length("answers", answers, messages)
     pairs = list(zip(answers, messages, strict=True))
     gold = [codes.setdefault(m.intent, len(codes)) if m.intent is not None and a.intents else -1 for a, m in pairs]
-    predicted = [codes.setdefault(p, len(codes)) if (p := _predicted(a, m)) else NO_CLASS for a, m in pairs]
+    strange = {str(m.intent) for a, m in pairs if is_out_of_scope(m.intent) and m.intent not in a.intents}
+    fallback = strange.pop() if len(strange) == 1 else ""
+    predicted = [codes.setdefault(p, len(codes)) if (p := _predicted(a, m, fallback)) else NO_CLASS for a, m in pairs]
     spans = _span_outcomes([m.entities for m in messages], [answer.entities for answer in answers])
     return replace(spans, gold=np.array(gold, dtype=np.int64), predicted=np.array(predicted, dtype=np.int64))
 
@@ -310,14 +312,15 @@ def _likeliest(answer: Answer) -> str:
     return answer.intents[int(answer.probabilities.argmax())] if answer.intents else ""
 
 
-def _predicted(answer: Answer, message: Message) -> str:
-    """The answered intent, "" for none: a fallback that is no intent of the model misses, without being a class.
+def _predicted(answer: Answer, message: Message, fallback: str) -> str:
+    """The answered intent; a fallback that is no intent of the model is `fallback`, "" for no class: it only misses.
 
-    To an out-of-scope message of no intent that the model knows any out-of-scope answer is right.
+    `fallback` is the one out-of-scope intent of the messages that the model does not know. To a message of such an
+    intent any out-of-scope answer is right.
     """
     if is_out_of_scope(answer.intent) and is_out_of_scope(message.intent) and message.intent not in answer.intents:
         return str(message.intent)
-    return answer.intent if answer.intent in answer.intents else ""
+    return answer.intent if answer.intent in answer.intents else fallback
 
 
 def _span_outcomes(gold: Sequence[Iterable[Entity]], predicted: Sequence[Iterable[Entity]]) -> Outcomes:
