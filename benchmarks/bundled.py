@@ -178,7 +178,7 @@ def main() -> None:
     minutes = (time.monotonic() - start) / 60
     contenders = [
         Contender("MiniLM, fp32", "PyTorch", teacher, folder / "model.safetensors"),
-        Contender(asked.out.name, nlu.engine.title, nlu, asked.out),
+        Contender("bundled model", nlu.engine.title, nlu, asked.out),
         Contender("TF-IDF + SVM", "scikit-learn", ClassicClassifier.fit(data.train + data.validation), child=False),
     ]
     rows = comparison(contenders, data.test, n_latency_calls=300)
