@@ -69,7 +69,7 @@ def measured(name: str, source: str | Path) -> dict[str, Any]:
     except DataError as error:
         return {"set": name, "refused": str(error).removeprefix(f"{source}")}
     findings, check_s = timed(lambda: check(data, n_examples=0))
-    parts = {"train": data.train, "validation": data.validation, "test": data.test, "all": data.messages}
+    parts = data.parts | {"all": data.messages}
     return {
         "set": name,
         "parts": {part: asdict(count(messages)) for part, messages in parts.items() if messages},

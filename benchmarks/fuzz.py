@@ -37,9 +37,12 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.artifact import ALIGN, manifest_sha256, read, verify, write
+from flyweight.artifact import read, verify, write
 from flyweight.errors import FlyweightError
 from flyweight.runtime.parser import BUNDLED_FILE, EngineName, Parser, load
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # random models and damaged files are made there
+from fly_bytes import assemble, nodes, parts
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 500  # inputs of one child process
@@ -60,7 +63,6 @@ SPECIAL_FLOATS = [float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 1e-45,
 
 def corpus(folder: Path, bot: Path | None) -> list[Path]:
     """Write the files that are mutated: the bundled model (or `bot`) first, then small random ones of every kind."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from random_models import VARIANTS, random_model
 
     from flyweight.answers import Labels
@@ -213,23 +215,6 @@ BREAKING: list[Mutation] = [flip_bits, overwrite, resize, header_length, splice]
 FORGING: list[Mutation] = [forge_manifest, forge_header, forge_tensors, forge_tokenizer]
 
 
-def parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Header without metadata, manifest, tensor bytes."""
-    n = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + n])
-    return header, json.loads(header.pop("__metadata__")["flyweight"]), data[8 + n :]
-
-
-def assemble(header: dict[str, Any], manifest: Any, tensors: bytes) -> bytes:
-    """A file around any header and manifest, whose SHA-256 fits."""
-    text = json.dumps(manifest)
-    head = json.dumps(
-        {"__metadata__": {"flyweight": text, "manifest_sha256": manifest_sha256(text)}, **header}
-    ).encode()
-    head += b" " * (-(8 + len(head)) % ALIGN)
-    return len(head).to_bytes(8, "little") + head + tensors
-
-
 def contents(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Manifest and writable arrays of a file."""
     with tempfile.NamedTemporaryFile(suffix=".fly") as file:
@@ -242,12 +227,6 @@ def rewritten(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
     """The file of manifest and arrays, every SHA-256 right."""
     with tempfile.TemporaryDirectory() as folder:
         return write(Path(folder) / "x.fly", manifest, arrays).read_bytes()
-
-
-def nodes(tree: Any, limit: int = 10**9) -> list[tuple[Any, Any]]:
-    """(container, key) of everything inside a JSON tree, the first `limit` of each container."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [p for key, value in list(items)[:limit] for p in ((tree, key), *nodes(value, limit))]
 
 
 # one input -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from fly_bytes import assemble, parts
 
 from flyweight import artifact
 from flyweight.artifact import ALIGN, FORMAT_VERSION, manifest_sha256, read, verify, write
@@ -38,25 +39,6 @@ def arrays() -> dict[str, np.ndarray]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return write(tmp_path / "bot.fly", MANIFEST, arrays())
-
-
-def parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Header without metadata, manifest, tensor bytes."""
-    n = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + n])
-    manifest = json.loads(header.pop("__metadata__")["flyweight"])
-    return header, manifest, data[8 + n :]
-
-
-def assemble(header: Any, manifest: Any, tensors: bytes, metadata: Any = None, pad: bool = True) -> bytes:
-    """The inverse of `parts`: a file around any header and manifest."""
-    if isinstance(header, dict):
-        text = json.dumps(manifest)
-        header = {"__metadata__": metadata or {"flyweight": text, "manifest_sha256": manifest_sha256(text)}, **header}
-    head = json.dumps(header).encode()
-    if pad:
-        head += b" " * (-(8 + len(head)) % ALIGN)
-    return len(head).to_bytes(8, "little") + head + tensors
 
 
 # write and read -----------------------------------------------------------------------------------------------------

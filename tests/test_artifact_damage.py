@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_artifact import assemble, parts
+from fly_bytes import assemble, nodes, parts
 
 from flyweight.artifact import read, verify, write
 from flyweight.errors import ArtifactError, FlyweightError, ParityError
@@ -285,12 +285,6 @@ def test_random_bytes(model_file: bytes, tmp_path: Path) -> None:
             data = data[: rng.randrange(len(data))]
         seen.add(outcome(tmp_path / "x.fly", bytes(data)))
     assert {"fine", "ArtifactError"} <= seen
-
-
-def nodes(tree: Any) -> list[tuple[Any, Any]]:
-    """(container, key) of everything inside a JSON tree."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [place for key, value in list(items) for place in ((tree, key), *nodes(value))]
 
 
 def test_hostile_json(model_file: bytes, tmp_path: Path) -> None:

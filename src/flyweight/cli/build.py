@@ -41,7 +41,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that --out already holds.")] = False,
+    overwrite: show.Overwrite = False,
     as_json: show.Json = False,
 ) -> None:
     """Train a teacher: intents and entities together. Ctrl-C is safe: the same command goes on.
@@ -113,7 +113,7 @@ def compress(
     seed: Seed = 0,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")] = False,
+    overwrite: show.Overwrite = False,
     as_json: show.Json = False,
 ) -> None:
     """Apply techniques, measure each step on the written file, and export.
@@ -197,7 +197,7 @@ def import_model(
     fallback_rate: FallbackRate = 0.0,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that --out already holds.")] = False,
+    overwrite: show.Overwrite = False,
     as_json: show.Json = False,
 ) -> None:
     """Take an already fine-tuned Hugging Face folder as a teacher: it can be compressed without retraining.

@@ -23,7 +23,6 @@ FormName = Annotated[str | None, typer.Option("--form", help="yaml (Rasa 3.1) or
 MessagesOnly = Annotated[
     bool, typer.Option("--messages-only", help="Leave out synonyms, lookups and regexes, which JSON Lines cannot hold.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 
 app = typer.Typer()
 
@@ -91,7 +90,7 @@ def split(
     messages_only: MessagesOnly = False,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
-    overwrite: Overwrite = False,
+    overwrite: show.Overwrite = False,
     as_json: show.Json = False,
 ) -> None:
     """Hold out test and validation messages by intent, never parting duplicates, and write a folder of parts.
@@ -128,7 +127,7 @@ def convert(
     messages_only: MessagesOnly = False,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
-    overwrite: Overwrite = False,
+    overwrite: show.Overwrite = False,
     as_json: show.Json = False,
 ) -> None:
     """Write messages as Rasa YAML or JSON Lines, such that they read back equal; what a form cannot hold is refused.
@@ -175,8 +174,7 @@ def _counts(data: NLUData | None) -> dict[str, Any]:
 
     if data is None:
         return {}
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
-    parts = {name: messages for name, messages in parts.items() if messages}
+    parts = {name: messages for name, messages in data.parts.items() if messages}
     return {name: asdict(count(m)) for name, m in (parts | ({"all": data.messages} if len(parts) > 1 else {})).items()}
 
 

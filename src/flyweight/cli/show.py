@@ -28,6 +28,7 @@ Source = Annotated[
         help="A Rasa NLU, CSV, TSV, JSON or CoNLL file, a folder of them or with seq.in, hub:owner/name, 'assistant'."
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out already holds.")]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the text, where a table names it unusually.")]
 IntentColumn = Annotated[str | None, typer.Option(help="Column of the intent, likewise.")]
 

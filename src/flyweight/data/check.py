@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 from unicodedata import category
 
-from flyweight.data.messages import Entity, Message, NLUData
+from flyweight.data.messages import PARTS, Entity, Message, NLUData
 from flyweight.data.near_duplicates import near_duplicates, similarity
 from flyweight.data.source import shown
 from flyweight.errors import DataError
@@ -31,7 +31,6 @@ Severity = Literal["error", "warning"]
 FEW = 5  # training messages of an intent, spans of an entity label
 LONG = 512  # characters
 BARE = 3  # messages
-PARTS = ("train", "validation", "test")
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "unreadable": ("error", "lines that the reader refuses"),
@@ -103,7 +102,7 @@ def check(data: NLUData, *, faults: Sequence[DataError] = (), n_examples: int = 
     `faults` are what a reader has refused (flyweight.data.faults): they become the finding `unreadable`.
     """
     messages = data.messages
-    parts = [i for i, part in enumerate((data.train, data.validation, data.test)) for _ in part]
+    parts = [i for i, part in enumerate(data.parts.values()) for _ in part]
     places = [PARTS[i] for i in parts]
     found: dict[str, list[str]] = {
         "unreadable": [str(fault) for fault in faults],

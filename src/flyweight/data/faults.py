@@ -16,9 +16,9 @@ from pathlib import Path
 
 from flyweight.data.load import FORMS, leaks, load_data
 from flyweight.data.messages import NLUData
+from flyweight.data.tabular import SUFFIXES, find_delimiter
 from flyweight.errors import DataError
 
-TABLES = (".csv", ".tsv", ".jsonl")
 MOST = 100  # faults, then the reading ends: the file is something else, or its columns are
 
 
@@ -38,7 +38,7 @@ def read_despite_faults(
         while True:
             try:
                 data = load_data(source, test=0, validation=0, text_column=text_column, intent_column=intent_column)
-                told = leaks({"train": data.train, "validation": data.validation, "test": data.test})
+                told = leaks(data.parts)
                 notes = tuple(note for note in data.notes if note not in told)
                 return replace(data, source=str(path), notes=notes), faults
             except DataError as fault:
@@ -48,7 +48,7 @@ def read_despite_faults(
                 if source != original:
                     file = original / file.relative_to(source)
                 faults.append(DataError(fault.found, allowed=fault.allowed, path=file, line=fault.line))
-                if fault.line is None or file.suffix.lower() not in TABLES or len(faults) == MOST:
+                if fault.line is None or file.suffix.lower() not in SUFFIXES or len(faults) == MOST:
                     return None, faults
                 if source == original:
                     source = _copy(original, Path(folder))
@@ -79,7 +79,7 @@ def _blank_row(path: Path, line: int) -> bool:
         header = next((i for i, row in enumerate(lines, 1) if row.strip()), None)
         if header is None or line <= header:
             return False
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=lines[header - 1].count)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else find_delimiter(text)
         rows = csv.reader(lines[line - 1 :], delimiter=delimiter, strict=True)
         try:
             next(rows)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flyweight.data import bio, clinc, hub, rasa, seq_folder, tabular
-from flyweight.data.messages import Message, NLUData
+from flyweight.data.messages import PARTS, Message, NLUData
 from flyweight.data.seen import were_seen
 from flyweight.data.source import entity_synonyms, listed
 from flyweight.data.splits import check_share, split
@@ -83,10 +83,9 @@ def read_messages(
 ) -> tuple[Message, ...]:
     """Every message of a data source, unsplit: train, then validation, then test where it has such parts."""
     parts = _read_parts(path, text_column, intent_column)
-    return sum((parts[name].train for name in _IN_ORDER if name in parts), ())
+    return sum((parts[name].train for name in PARTS if name in parts), ())
 
 
-_IN_ORDER = ("train", "validation", "test")
 DEFAULT_SPLIT: dict[str, Any] = {"test": 0.2, "validation": 0.1, "seed": 0}
 Part = Literal["auto", "train", "validation", "test", "all"]
 
@@ -129,7 +128,7 @@ def evaluation_messages(
     if part == "all":
         return Evaluation(data.messages, f"all {len(data.messages)} messages of {path}{_leak(data.messages, seen)}")
     name = "test" if part == "auto" else part
-    chosen = {"train": data.train, "validation": data.validation, "test": data.test}[name]
+    chosen = data.parts[name]
     if not chosen:
         raise DataError(f"no {name} messages", allowed="choose another part: train, validation, test or all", path=path)
     how = "held out of" if name in data.split else "the source's own part of"
@@ -267,7 +266,7 @@ def _read_part(paths: Sequence[Path], text_column: str | None, intent_column: st
 def _unread(parts: dict[str, NLUData]) -> list[str]:
     """What the readers left out; of a source with several parts each line names those that it is said of."""
     names: dict[str, list[str]] = defaultdict(list)
-    for name in (name for name in _IN_ORDER if name in parts):
+    for name in (name for name in PARTS if name in parts):
         for note in parts[name].notes:
             names[note].append(name)
     return [f"{', '.join(told)}: {note}" if len(parts) > 1 else note for note, told in names.items()]

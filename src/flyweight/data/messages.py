@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 # Intents that say "none of the others", or retrieval intents below one of these names: out_of_scope/other_language.
 OUT_OF_SCOPE = ("out_of_scope", "oos", "nlu_fallback")
 
+PARTS = ("train", "validation", "test")
+
 
 def is_out_of_scope(intent: str | None) -> bool:
     """Whether an intent's name, up to its first slash, is one of OUT_OF_SCOPE."""
@@ -80,6 +82,11 @@ class NLUData:
     notes: tuple[str, ...] = ()
     source: str = ""
     split: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, tuple[Message, ...]]:
+        """The messages of each part by its name, in the order of PARTS."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @property
     def messages(self) -> tuple[Message, ...]:

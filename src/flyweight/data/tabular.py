@@ -103,7 +103,7 @@ class _Table:
         """Read a header and rows as long as it is."""
         is_tsv = self.path.suffix.lower() == ".tsv"
         source = read_text(self.path)
-        rows = self.rows(source, "\t" if is_tsv else _delimiter(source))
+        rows = self.rows(source, "\t" if is_tsv else find_delimiter(source))
         line, header = next(rows, (1, []))
         if len(header) < 2:
             found = f"header with the one column {shown(header[0])}" if header else "no header"
@@ -166,7 +166,7 @@ class _Table:
         self.messages.append(json_message(row, self.known[names], path=self.path, line=line))
 
 
-def _delimiter(source: str) -> str:
+def find_delimiter(source: str) -> str:
     """`,`, `;` or tab, whichever splits the first line that is not blank into most fields (`,` on a tie)."""
     header = next((line for line in source.splitlines() if line.strip()), "")
     return max(",;\t", key=header.count)

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Literal
 
 from flyweight.data.load import load_data
-from flyweight.data.messages import Entity, Message, NLUData
+from flyweight.data.messages import PARTS, Entity, Message, NLUData
 from flyweight.data.rasa_items import parse_annotations
 from flyweight.data.source import ENTITY_KEYS, entity_synonyms, is_text, listed, shown
 from flyweight.errors import DataError
@@ -39,7 +39,6 @@ from flyweight.errors import DataError
 Form = Literal["yaml", "jsonl"]
 SUFFIXES: dict[str, Form] = {".yml": "yaml", ".yaml": "yaml", ".jsonl": "jsonl"}
 PART_SUFFIX: dict[Form, str] = {"yaml": ".yml", "jsonl": ".jsonl"}
-PARTS = ("train", "validation", "test")
 PART_FILES = tuple(part + suffix for part in PARTS for suffix in SUFFIXES)
 
 _ANY_FORM = (
@@ -156,12 +155,11 @@ def _texts(data: NLUData, form: Form, path: Path) -> dict[str, str]:
     if not data.train:
         raise DataError("no training messages", allowed="allowed: at least one", path=path)
     _refuse([(m, _fault(m)) for m in data.messages], "no reader makes that", _ANY_FORM, path)
-    parts = {"train": data.train, "validation": data.validation, "test": data.test}
     if form == "jsonl":
         _check_jsonl_beside(data, path)
-        return {name: "".join(map(_json_line, messages)) for name, messages in parts.items() if messages}
+        return {name: "".join(map(_json_line, messages)) for name, messages in data.parts.items() if messages}
     _check_yaml_beside(data, path)
-    examples = {name: [(m, _annotated(m)) for m in messages] for name, messages in parts.items() if messages}
+    examples = {name: [(m, _annotated(m)) for m in messages] for name, messages in data.parts.items() if messages}
     faults = [(m, _yaml_fault(m, example)) for pairs in examples.values() for m, example in pairs]
     _refuse(faults, "Rasa YAML cannot hold it", _USE_JSONL, path)
     texts = {name: "".join([_YAML_HEAD, *_intent_items(pairs)]) for name, pairs in examples.items()}

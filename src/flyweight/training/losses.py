@@ -1,4 +1,4 @@
-"""What a training minimises: functions of (model, batch); a table names them.
+"""What a training minimises: functions of (model, batch). See also soft_labels_loss in logits.py.
 
 labels   CE(intent) + CE(tags)
 """
@@ -48,6 +48,3 @@ def heads_loss(model: NLUModel, batch: Batch, logits: Tensor, hidden: Tensor) ->
         words = F.dropout(words, model.dropout, model.training)
         loss = loss + F.cross_entropy(model.tag_head(words).float(), batch.tags)
     return loss
-
-
-LOSSES: dict[str, Loss] = {"labels": labels_loss}
