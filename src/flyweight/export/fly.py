@@ -72,10 +72,10 @@ def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Manifest (without golden samples) and arrays of a model."""
     arrays: dict[str, np.ndarray] = {}
     weights: dict[str, Any] = {}
-    for name, form, activations in model.forms():
+    for name, form, multiplies in model.forms():
         entry = describe(form)
-        layout = matrix_layout(name, entry, activations)
-        weights[name] = entry | {"activations": activations, "layout": layout}
+        layout = matrix_layout(name, entry, multiplies["activations"])
+        weights[name] = entry | multiplies | {"layout": layout}
         arrays |= {f"{name}.{part}": a for part, a in form.arrays(layout).items()}
     arrays |= {name: v.detach().float().cpu().numpy() for name, v in model.vectors()}
     arrays["tokenizer.json"] = np.frombuffer(model.tokenizer.source.encode(), np.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyweight.errors import CheckpointError
-from flyweight.model.linear import Embedding, Linear
+from flyweight.model.linear import Embedding, Linear, quantize_static, round_through
 from flyweight.positions import relative_buckets
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -96,11 +96,25 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
         if self.relative_bias is not None and buckets is not None:
             mask = mask + F.embedding(buckets, self.relative_bias).permute(2, 0, 1)  # (B, H, T, T)
+        if self.qkv.output_scales is not None:
+            q, k, v = (quantize_static(a, s) for a, s in zip((q, k, v), self.qkv.output_scales, strict=True))
         # Plain products: torch 2.13's fused attention has a bf16 backward 8x slower than this on CPUs without AMX.
         scores = (q * self.head_size**-0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)  # (B, H, T, T)
-        y = torch.softmax(scores, dim=-1).to(v.dtype) @ v  # (B, H, T, d)
+        if self.qkv.output_scales is None:
+            y = torch.softmax(scores, dim=-1).to(v.dtype) @ v  # (B, H, T, d)
+        else:
+            y = _int8_average(scores.float(), v)
         y = self.out(y.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
         return self.norm(x + F.dropout(y, dropout, self.training))
+
+
+def _int8_average(scores: Tensor, v: Tensor) -> Tensor:
+    """softmax(scores) v with the exponentials in 255 steps, normalised by the sum of what was rounded.
+
+    e = round(255 exp(s - max s)); y = (e v) / sum e. scores (B, H, T, T), v (B, H, T, d) in int8 steps -> v's shape.
+    """
+    e = round_through(255 * torch.exp(scores - scores.amax(dim=-1, keepdim=True)))
+    return (e @ v.float()) / e.sum(dim=-1, keepdim=True)
 
 
 class FeedForward(nn.Module):

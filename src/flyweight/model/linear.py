@@ -1,12 +1,13 @@
 """Matrices with three independent parts: values (float, int8, codes), mask layout, activation quantizer.
 
 The forward pass simulates the engine: weights are what the packed form decodes to, activations are rounded to int8
-exactly as the engine rounds them. (Mask layouts beyond dense arrive with the sparse forms.)
+exactly as the engine rounds them. (Mask layouts beyond dense arrive with the sparse forms.) Rounding passes gradients
+straight through (Bengio et al. 2013, arXiv:1308.3432), so that the same forward serves quantization-aware training.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,26 @@ from torch.nn import functional as F
 
 from flyweight.forms import Form
 
-Activations = Literal["float", "int8"]
+Activations = Literal["float", "int8", "static"]
+STEPS = 127  # int8 steps on each side of 0
+
+
+class _RoundThrough(torch.autograd.Function):
+    """Rounds half to even; the gradient passes as if nothing had happened."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def round_through(x: Tensor) -> Tensor:
+    """round-half-even(x) forward, the identity backward."""
+    found: Tensor = _RoundThrough.apply(x)
+    return found
 
 
 def quantize_activations(x: Tensor) -> Tensor:
@@ -26,18 +46,30 @@ def quantize_activations(x: Tensor) -> Tensor:
     x = x.float()
     if x.shape[-1] == 0:  # behind an FFN of width 0
         return x
-    absmax = x.abs().amax(dim=-1, keepdim=True)
+    absmax = x.detach().abs().amax(dim=-1, keepdim=True)
     live = absmax >= 2.0**-100
-    inv = torch.where(live, 127.0 / absmax.clamp_min(2.0**-100), torch.zeros_like(absmax))
-    q = torch.round(x * inv).clamp_(-127, 127)
-    return q * (absmax / 127.0) * live
+    inv = torch.where(live, STEPS / absmax.clamp_min(2.0**-100), torch.zeros_like(absmax))
+    q = round_through(x * inv).clamp(-STEPS, STEPS)
+    return q * (absmax / STEPS) * live
+
+
+def quantize_static(x: Tensor, scale: float) -> Tensor:
+    """Round to int8 steps of one calibrated size and back: the engine's static activation quantizer.
+
+    q = round-half-even(x * (1 / scale)) in [-127, 127]; q * scale. x any shape, in float32 whatever the autocast.
+    """
+    inv = torch.ones((), dtype=torch.float32, device=x.device) / scale
+    return round_through(x.float() * inv).clamp(-STEPS, STEPS) * scale
 
 
 class Linear(nn.Module):
     """y = x W^T + b with W (n_out, n_in).
 
     `form` holds the packed weight once a technique has packed it: then `weight` equals `form.dense()`.
-    `activations` says what the engine multiplies with: float32, or int8 quantized per token.
+    `activations` says what the engine multiplies with: float32, int8 quantized per token, or (static) int8 in steps of
+    `input_scale`. `output_scales`, of an attention's Q, K and V: the steps in which they are multiplied as int8.
+    While training, `weight_quantizer` simulates the weight and `input_quantizer` the input; techniques that set them
+    pack the result and take them away.
     """
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True):
@@ -46,12 +78,21 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
         self.form: Form | None = None
         self.activations: Activations = "float"
+        self.input_scale: float | None = None
+        self.output_scales: tuple[float, float, float] | None = None
+        self.weight_quantizer: nn.Module | None = None
+        self.input_quantizer: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n_in) -> (..., n_out)."""
-        if self.activations == "int8":
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        elif self.activations == "int8":
             x = quantize_activations(x)
-        return F.linear(x, self.weight, self.bias)
+        elif self.input_scale is not None:
+            x = quantize_static(x, self.input_scale)
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        return F.linear(x, weight, self.bias)
 
 
 class Embedding(nn.Module):
@@ -63,18 +104,39 @@ class Embedding(nn.Module):
         self.bias = None
         self.form: Form | None = None
         self.activations: Activations = "float"
+        self.weight_quantizer: nn.Module | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (...) int64 -> (..., dim)."""
-        return F.embedding(ids, self.weight)
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        return F.embedding(ids, weight)
 
 
 Matrix = Linear | Embedding
 
 
 def set_form(module: Matrix, form: Form, activations: Activations = "float") -> None:
-    """Make the module compute with what `form` decodes to."""
+    """Make the module compute with what `form` decodes to; scales of static activations are set by hand."""
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(form.dense()))
     module.form = form
     module.activations = activations
+
+
+def computes(module: Matrix) -> dict[str, Any]:
+    """How the module multiplies, as the file says it: activations, and the scales that are set."""
+    found: dict[str, Any] = {"activations": module.activations}
+    if isinstance(module, Linear) and module.activations == "static":
+        found["input_scale"] = module.input_scale
+    if isinstance(module, Linear) and module.output_scales is not None:
+        found["output_scales"] = list(module.output_scales)
+    return found
+
+
+def set_computes(module: Matrix, entry: dict[str, Any]) -> None:
+    """The inverse of `computes`."""
+    module.activations = entry["activations"]
+    if isinstance(module, Linear):
+        module.input_scale = entry.get("input_scale")
+        scales = entry.get("output_scales")
+        module.output_scales = None if scales is None else (scales[0], scales[1], scales[2])

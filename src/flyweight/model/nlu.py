@@ -23,7 +23,7 @@ from flyweight.answers import Answer, Labels
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
 from flyweight.forms import Float32, Form, finite, pack, unpack
 from flyweight.model.encoder import Encoder, EncoderConfig
-from flyweight.model.linear import Linear, Matrix, set_form
+from flyweight.model.linear import Linear, Matrix, computes, set_computes, set_form
 from flyweight.tokenizer import Encoded, Tokenizer
 
 Pooling = Literal["mean", "cls", "cls+tanh", "cls+relu", "cls+gelu"]
@@ -154,19 +154,20 @@ class NLUModel(nn.Module):
             if layer.attention.relative_bias is not None:
                 yield f"layers.{i}.attention.relative_bias", layer.attention.relative_bias
 
-    def forms(self) -> Iterator[tuple[str, Form, str]]:
-        """(name, weight form, activations) of every matrix; float weights as Float32. Errors: FlyweightError."""
+    def forms(self) -> Iterator[tuple[str, Form, dict[str, Any]]]:
+        """(name, weight form, how it multiplies) of every matrix; float weights as Float32. Errors: FlyweightError."""
         for name, module, _ in self.matrices():
             dense = np.ascontiguousarray(module.weight.detach().float().cpu().numpy())
             form = module.form or Float32(dense)
             if module.form is not None and not np.array_equal(module.form.dense(), dense):
                 raise FlyweightError(f"{name} was trained after it was packed; apply the technique again")
-            yield name, form, module.activations
+            yield name, form, computes(module)
 
     def unpack(self) -> NLUModel:
         """Make every matrix an ordinary float matrix again (in place): what training starts from."""
         for _, module, _ in self.matrices():
-            module.form, module.activations = None, "float"
+            module.form = None
+            set_computes(module, {"activations": "float"})
         return self
 
     def copy(self) -> NLUModel:
@@ -202,9 +203,9 @@ class NLUModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.ascontiguousarray(v.detach().float().cpu().numpy()) for name, v in self.vectors()}
         weights = {}
-        for name, form, activations in self.forms():
+        for name, form, multiplies in self.forms():
             entry, parts = pack(form)
-            weights[name] = entry | {"activations": activations}
+            weights[name] = entry | multiplies
             arrays |= {f"{name}.{part}": np.ascontiguousarray(a) for part, a in parts.items()}
         config = {"flyweight_model": 1, **self.describe(), "weights": weights, "card": asdict(self.card)}
         # config.json last: a folder that has one is complete.
@@ -248,7 +249,8 @@ class NLUModel(nn.Module):
                 entry = config["weights"][name]
                 parts = {k[len(name) + 1 :]: a for k, a in arrays.items() if k.startswith(f"{name}.")}
                 form = unpack(entry, parts, name)
-                set_form(module, form, entry["activations"])
+                set_form(module, form)
+                set_computes(module, entry)
                 if isinstance(form, Float32):
                     module.form = None
         except (KeyError, RuntimeError) as error:

@@ -194,12 +194,13 @@ def collate(examples: Sequence[Example], rows: list[int]) -> Batch:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (biases, norms) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Matrices decay; vectors (biases, norms) and what quantizers learn (steps, centres) do not."""
+    decays: list[nn.Parameter] = []
+    stays: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (decays if p.ndim > 1 and "_quantizer." not in name else stays).append(p)
+    return [{"params": decays, "weight_decay": weight_decay}, {"params": stays, "weight_decay": 0.0}]
 
 
 def rate(step: int, n_steps: int, warmup: float) -> float:
