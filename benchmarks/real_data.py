@@ -1,24 +1,26 @@
-"""The table of real data sets: teacher, int8 and 4-bit codes, and the classic line, on the untouched test files.
+"""The table of real data sets: teacher, every recipe, and the classic line, on the untouched test files.
 
-    python benchmarks/real_data.py [SET ...] [--seeds 0 1] [--base minilm] [--calls 300]
+    python benchmarks/real_data.py [SET ...] [--seeds 0 1] [--base minilm] [--recipes int8 ...] [--calls 300]
 
-Per set and seed: the teacher is trained (or found, see teachers.py), compressed, written as .fly; every model
-answers every test message. Losses are against the teacher in PyTorch fp32, with a 95% paired bootstrap interval.
-Latency: batch 1, one thread, tokenizer included, interleaved; the .fly files are run by the native engine.
-Writes benchmarks/results/real_data.json after every run: runs of the same set, base and seed are replaced, others stay,
-losses are computed again over all seeds there. Flips are printed; the file keeps only their numbers and labels, since
-the messages belong to their authors.
+Per set and seed: the teacher is trained (or found, see teachers.py), compressed by each recipe (or found, see
+compressed.py), and every model answers every test message. Losses are against the teacher in PyTorch fp32, with a 95%
+paired bootstrap interval. Latency: batch 1, one thread, tokenizer included, interleaved; the .fly files are run by the
+native engine; the ratio to the teacher is of the same run.
+Writes benchmarks/results/real_data.json after every run: rows of the same set, base, seed and recipe are replaced,
+others stay, losses are computed again over all seeds there. Flips are printed; the file keeps only their numbers and
+labels, since the messages belong to their authors.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compressed import RECIPES, compressed
 from teachers import SETS, teacher
 
 import flyweight as fw
@@ -29,8 +31,6 @@ from flyweight.measure.memory import serving_memory
 from flyweight.report.comparison import Contender, Row, comparison
 
 RESULTS = Path(__file__).parent / "results" / "real_data.json"
-RECIPES = {"int8": [fw.Int8()], "4-bit codes": [fw.Codebook(encoder=16, embeddings=256, heads=256)]}
-BOUNDS = {"int8": 0.3, "4-bit codes": 0.5}  # percent
 METRICS = {
     "banking77": ("intent_macro_f1",),
     "sara-dedup": ("intent_macro_f1",),
@@ -39,36 +39,35 @@ METRICS = {
 }
 
 
-def measure(name: str, base: str, seed: int, n_calls: int) -> dict[str, Any]:
+def measure(name: str, base: str, seed: int, labels: list[str], n_calls: int) -> dict[str, Any]:
     """One set, one seed: rows of the table."""
     model, data = teacher(name, base, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        contenders = [Contender("teacher fp32", "PyTorch", model)]
-        paths = {}
-        for label, recipe in RECIPES.items():
-            small = fw.compress(model, data, recipe, measure=False)
-            paths[label] = fw.save(small, Path(folder) / f"{label}.fly")
-            nlu = fw.load(paths[label])
-            contenders.append(Contender(label, nlu.engine.title, nlu, paths[label]))
-        svm = ClassicClassifier.fit(data.train + data.validation)
-        contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm, child=False))
-        rows = comparison(contenders, data.test, n_latency_calls=n_calls)
-        memory = {label: serving_memory(path).resident_mb for label, path in paths.items()}
-    for row in rows[1:3]:
+    contenders = [Contender("teacher fp32", "PyTorch", model)]
+    made = {label: compressed(name, base, seed, label) for label in labels}
+    for label, found in made.items():
+        nlu = fw.load(found.fly)
+        contenders.append(Contender(label, nlu.engine.title, nlu, found.fly))
+    svm = ClassicClassifier.fit(data.train + data.validation)
+    contenders.append(Contender("TF-IDF + SVM", "scikit-learn", svm, child=False))
+    rows = comparison(contenders, data.test, n_latency_calls=n_calls)
+    for row in rows[1:-1]:
         for flip in row.quality.flips:
             print(f"flip {name} seed {seed} {row.name}: {json.dumps(flip, ensure_ascii=False)}")
     index = {m.text: i for i, m in enumerate(data.test)}
+    written = [_row(row, index) for row in rows]
+    for row in written[1:-1]:
+        found = made[row["name"]]
+        row |= {"minutes": found.made["minutes"], "serving_memory_mb": serving_memory(found.fly).resident_mb}
     return {
         "set": name,
-        "base": base,
+        "base": Path(base).name,
         "seed": seed,
         "messages": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "intents": len(data.intents),
         "entity_labels": len(data.entity_labels),
         "training": model.card.steps[0],
         "teacher_bytes": model.size_bytes(),
-        "serving_memory_mb": memory,
-        "rows": [_row(row, index) for row in rows],
+        "rows": written,
     }
 
 
@@ -89,9 +88,9 @@ def losses(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for name, base in dict.fromkeys((run["set"], run["base"]) for run in runs):
         rows = [row for run in runs if (run["set"], run["base"]) == (name, base) for row in run["rows"]]
-        for label in RECIPES:
-            for metric in METRICS[name]:
-                of_seed = [row["quality"]["losses"][metric] for row in rows if row["name"] == label]
+        for label, metric in itertools.product(RECIPES, METRICS[name]):
+            if of_seed := [row["quality"]["losses"][metric] for row in rows if row["name"] == label]:
+                bound = RECIPES[label].bound_percent
                 fields = ("parent", "child", "loss_percent", "low_percent", "high_percent")
                 loss = Loss(**{k: float(np.mean([x[k] for x in of_seed])) for k in fields})
                 found.append(
@@ -102,8 +101,8 @@ def losses(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                         "metric": metric,
                         "seeds": len(of_seed),
                         **loss.to_dict(),
-                        "bound_percent": BOUNDS[label],
-                        "verdict": loss.verdict(BOUNDS[label]),
+                        "bound_percent": bound,
+                        "verdict": None if bound is None else loss.verdict(bound),
                     }
                 )
     return found
@@ -114,11 +113,12 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", default=list(SETS), metavar="SET")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--base", default="minilm")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--calls", type=int, default=300, help="timed calls a model")
     chosen = parser.parse_args()
     for name in chosen.sets:
         for seed in chosen.seeds:
-            run = measure(name, chosen.base, seed, chosen.calls)
+            run = measure(name, chosen.base, seed, chosen.recipes, chosen.calls)
             for row in run["rows"]:
                 q, ms = row["quality"], row["latency"]["mean_ms"] if row["latency"] else float("nan")
                 print(
@@ -141,12 +141,15 @@ def main() -> None:
 
 
 def keep(run: dict[str, Any]) -> None:
-    """Put one run into the results."""
+    """Put one run into the results, rows of other recipes stay."""
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": []}
-    same = [(r["set"], r["base"], r["seed"]) != (run["set"], run["base"], run["seed"]) for r in found["runs"]]
-    runs = [r for r, other in zip(found["runs"], same, strict=True) if other] + [run]
-    runs.sort(key=lambda r: (SETS.index(r["set"]), r["base"], r["seed"]))
-    result = {"machine": machine(), "threads": 1, "runs": runs, "losses": losses(runs)}
+    runs = {(r["set"], r["base"], r["seed"]): r for r in found["runs"]}
+    key = run["set"], run["base"], run["seed"]
+    kept = {row["name"]: row for row in runs.get(key, run)["rows"]} | {row["name"]: row for row in run["rows"]}
+    order = ["teacher fp32", *RECIPES, "TF-IDF + SVM"]
+    runs[key] = run | {"rows": sorted(kept.values(), key=lambda row: order.index(row["name"]))}
+    ordered = sorted(runs.values(), key=lambda r: (SETS.index(r["set"]), r["base"], r["seed"]))
+    result = {"machine": machine(), "threads": 1, "runs": ordered, "losses": losses(ordered)}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

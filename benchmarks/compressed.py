@@ -1,0 +1,84 @@
+"""The recipes of the benchmarks, and the compressed models: made once, then found in the cache.
+
+    python benchmarks/compressed.py SET [--recipes int8 ...] [--base minilm] [--seeds 0]
+
+A model is kept as a .fly file and as a folder (the workshop's own form) beside `made.json`: minutes, settings. The key
+is made of the teacher's weights and the recipe. The test file is never looked at here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teachers import CACHE, teacher
+
+import flyweight as fw
+from flyweight.recipe import name_of
+from flyweight.techniques.room import Technique
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe and the loss that it may cost, percent; None: no bound is claimed."""
+
+    techniques: tuple[Technique, ...]
+    bound_percent: float | None = None
+
+
+RECIPES: dict[str, Entry] = {
+    "int8": Entry((fw.Int8(),), 0.3),
+    "4-bit codes": Entry((fw.Codebook(encoder=16, embeddings=256, heads=256),), 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One compressed model: the .fly file, the workshop's folder, what its making cost and was."""
+
+    fly: Path
+    folder: Path
+    made: dict[str, Any]
+
+
+def compressed(name: str, base: str, seed: int, label: str) -> Compressed:
+    """The model of a set, base and seed by that recipe. An interrupted training resumes."""
+    model, data = teacher(name, base, seed)
+    steps = [{name_of(t): vars(t)} for t in RECIPES[label].techniques]
+    weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+    key = hashlib.sha256(json.dumps([weights, steps], sort_keys=True).encode()).hexdigest()[:10]
+    folder = CACHE / "compressed" / f"{name}-{Path(base).name}-{seed}-{label.replace(' ', '-')}-{key}"
+    found = Compressed(folder / "model.fly", folder / "model", {})
+    made = folder / "made.json"
+    if not made.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        small = fw.compress(model, data, RECIPES[label].techniques, measure=False, seed=seed, folder=folder / "work")
+        minutes = (time.monotonic() - start) / 60
+        small.save(found.folder)
+        fw.save(small, found.fly)
+        facts = {"recipe": steps, "minutes": round(minutes, 2), "receipts": small.card.steps}
+        made.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+    return Compressed(found.fly, found.folder, json.loads(made.read_text(encoding="utf-8")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="RECIPE")
+    parser.add_argument("--base", default="minilm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    chosen = parser.parse_args()
+    for seed in chosen.seeds:
+        for label in chosen.recipes:
+            found = compressed(chosen.set, chosen.base, seed, label)
+            print(f"{chosen.set} seed {seed} {label}: {found.made['minutes']} minutes, {found.fly}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
