@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from flyweight.data.messages import Message, NLUData
-from flyweight.data.splits import split
+from flyweight.data.splits import sample
 from flyweight.errors import ConfigError, DataError, MissingExtraError
 from flyweight.export.fly import export_fly
 from flyweight.measure.latency import compare, ratio, single_thread
@@ -148,10 +148,7 @@ def measured_messages(data: NLUData) -> tuple[tuple[Message, ...], str]:
     Of more than 1000 messages a stratified sample.
     """
     part = "validation" if data.validation else "train"
-    messages = data.validation or data.train
-    if len(messages) > N_QUALITY_MESSAGES:
-        messages = split(messages, N_QUALITY_MESSAGES / len(messages), 0)[1]
-    return messages, part
+    return sample(data.validation or data.train, N_QUALITY_MESSAGES), part
 
 
 def _refuse_strangers(teacher: NLUModel, messages: Sequence[Message]) -> None:

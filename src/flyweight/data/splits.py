@@ -48,6 +48,11 @@ def split(
     return kept, tuple(m for m in messages if m.folded in held)
 
 
+def sample(messages: tuple[Message, ...], at_most: int) -> tuple[Message, ...]:
+    """All messages, or of more than `at_most` about that many, stratified by intent."""
+    return messages if len(messages) <= at_most else split(messages, at_most / len(messages), 0)[1]
+
+
 def check_share(name: str, share: float, what: str = "a share of the messages") -> None:
     """ConfigError unless 0 <= share < 1."""
     if not 0 <= share < 1:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyweight.errors import CheckpointError
-from flyweight.model.linear import Embedding, Linear, quantize_static, round_through
+from flyweight.model.linear import Embedding, Linear, round_through, static_steps
 from flyweight.positions import relative_buckets
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -97,24 +98,29 @@ class Attention(nn.Module):
         if self.relative_bias is not None and buckets is not None:
             mask = mask + F.embedding(buckets, self.relative_bias).permute(2, 0, 1)  # (B, H, T, T)
         if self.qkv.output_scales is not None:
-            q, k, v = (quantize_static(a, s) for a, s in zip((q, k, v), self.qkv.output_scales, strict=True))
-        # Plain products: torch 2.13's fused attention has a bf16 backward 8x slower than this on CPUs without AMX.
-        scores = (q * self.head_size**-0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)  # (B, H, T, T)
-        if self.qkv.output_scales is None:
-            y = torch.softmax(scores, dim=-1).to(v.dtype) @ v  # (B, H, T, d)
+            y = _int8_attention(q, k, v, mask, self.qkv.output_scales)
         else:
-            y = _int8_average(scores.float(), v)
+            # Plain products: torch 2.13's fused attention has a bf16 backward 8x slower than this on CPUs without AMX.
+            scores = (q * self.head_size**-0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)  # (B, H, T, T)
+            y = torch.softmax(scores, dim=-1).to(v.dtype) @ v  # (B, H, T, d)
         y = self.out(y.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
         return self.norm(x + F.dropout(y, dropout, self.training))
 
 
-def _int8_average(scores: Tensor, v: Tensor) -> Tensor:
-    """softmax(scores) v with the exponentials in 255 steps, normalised by the sum of what was rounded.
+def _int8_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scales: tuple[float, float, float]) -> Tensor:
+    """softmax(q k^T / sqrt d + bias) v as the engine multiplies it: both products of integers.
 
-    e = round(255 exp(s - max s)); y = (e v) / sum e. scores (B, H, T, T), v (B, H, T, d) in int8 steps -> v's shape.
+    q8, k8, v8 in steps of s_q, s_k, s_v;  score = (q8 k8^T) (s_q s_k d^-1/2) + bias;  e8 = round(255 exp(score - max))
+    y = (e8 v8) (s_v / sum e8): normalised by the sum of what was rounded.
+    q, k, v (B, H, T, d), bias to (B, H, T, T), -inf where masked -> (B, H, T, d). The sums are exact in float32 up to
+    d = 1040 (127 * 127 d < 2^24) and T = 518 (255 * 127 T < 2^24).
     """
-    e = round_through(255 * torch.exp(scores - scores.amax(dim=-1, keepdim=True)))
-    return (e @ v.float()) / e.sum(dim=-1, keepdim=True)
+    q8, k8, v8 = (static_steps(a, s) for a, s in zip((q, k, v), scales, strict=True))
+    s_q, s_k, s_v = (np.float32(s) for s in scales)
+    factor = float(s_q * s_k * np.float32(q.shape[-1] ** -0.5))
+    scores = (q8 @ k8.transpose(-1, -2)).float() * factor + bias.float()  # (B, H, T, T)
+    e8 = round_through(255 * torch.exp(scores - scores.amax(dim=-1, keepdim=True)))
+    return (e8 @ v8).float() * (float(s_v) / e8.sum(dim=-1, keepdim=True))
 
 
 class FeedForward(nn.Module):
@@ -175,17 +181,23 @@ class Encoder(nn.Module):
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """What every layer sees and the last one gives: embeddings, then the output of each layer, each (B, T, D)."""
-        T = ids.shape[1]
-        x = self.norm(self.words(ids) + self.positions.weight[:T])
+        return self.states_from(0, self.embed(ids), mask)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, T) int64 -> what the first layer sees, (B, T, D)."""
+        x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
         x = F.dropout(x, self.dropout, self.training)
-        if self.projection is not None:
-            x = self.projection(x)
+        return x if self.projection is None else self.projection(x)
+
+    def states_from(self, first: int, x: Tensor, mask: Tensor) -> list[Tensor]:
+        """x (B, T, D), which layer `first` sees, then the output of it and each later layer, each (B, T, D)."""
+        T = x.shape[1]
         additive = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)[:, None, None]
         buckets = None
         if self.config.relative_buckets:
             table = relative_buckets(T, self.config.relative_buckets, self.config.relative_max_distance)
             buckets = torch.from_numpy(table).to(x.device)
         states = [x]
-        for layer in self.layers:
+        for layer in self.layers[first:]:
             states.append(layer(states[-1], additive, buckets, self.dropout))
         return states
