@@ -36,7 +36,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from flyweight.model.linear import set_form
     from flyweight.model.nlu import NLUModel
     from flyweight.model.small import train_tokenizer
-    from flyweight.techniques.codebook import kmeans_codes
+    from flyweight.forms.kmeans import kmeans_codes
     from flyweight.tokenizer import Tokenizer
 
     texts = ["book a table", "fly to New York", "hello"]
@@ -82,6 +82,11 @@ def to_float(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -
     """Entry of a float32 matrix of zeros, which is put among the arrays."""
     arrays[f"{name}.values"] = np.zeros(shape, np.float32)
     return {"form": "float32", "table": "float32", "layout": "rows"}
+
+
+def make_static(manifest: dict[str, Any], name: str, step: object = 0.5) -> None:
+    """Static activations of one matrix."""
+    manifest["weights"][name].update(activations="static", input_scale=step)
 
 
 Edit = Callable[[dict[str, Any], dict[str, np.ndarray]], Any]  # of manifest and arrays, in place
@@ -183,7 +188,51 @@ MISFITS: list[tuple[str, Edit, str]] = [
     (
         "activations",
         lambda m, a: m["weights"]["heads.tags"].update(activations="int4"),
-        "activations 'int4'; allowed: float, int8",
+        "activations 'int4'; allowed: float, int8, static",
+    ),
+    *(
+        (
+            f"step {step!r}",
+            lambda m, a, s=step: make_static(m, "heads.tags", s),
+            r"heads\.tags has the step .*; allowed: ",
+        )
+        for step in (0.0, -0.5, 0.1, 2.0**-61, 2.0**61, float("nan"), float("inf"), 1, True, "1", None, [0.5])
+    ),
+    (
+        "static without a step",
+        lambda m, a: m["weights"]["heads.tags"].update(activations="static"),
+        r"heads\.tags has activations 'static'; 'static' needs an input_scale, others have none",
+    ),
+    (
+        "a step without static",
+        lambda m, a: m["weights"]["heads.tags"].update(input_scale=0.5),
+        r"heads\.tags has activations 'int8'; 'static' needs an input_scale, others have none",
+    ),
+    (
+        "static lookup",
+        lambda m, a: make_static(m, "embeddings.words", 0.5),
+        "words is looked up, its activations must be 'float'",
+    ),
+    (
+        "static float weights",
+        lambda m, a: (
+            m["weights"]["heads.tags"].update(to_float(a, "heads.tags", (3, 8))),
+            make_static(m, "heads.tags"),
+        ),
+        r"heads\.tags has float weights; static activations need integer weights",
+    ),
+    *(
+        (
+            f"output scales {scales!r} at {name}",
+            lambda m, a, n=name, s=scales: m["weights"][n].update(output_scales=s),
+            rf"{name} has (output_scales|the step) .*; allowed: ",
+        )
+        for name, scales in (
+            ("heads.tags", [0.5, 0.5, 0.5]),
+            ("layers.0.ffn.up", [0.5, 0.5, 0.5]),
+            *(("layers.0.attention.qkv", s) for s in (None, 0.5, [], [0.5, 0.5], [0.5] * 4, [0.5, 0.5, 0.0], {"a": 1})),
+            ("layers.0.attention.qkv", [0.5, "0.5", 0.5]),
+        )
     ),
     (
         "max_tokens",

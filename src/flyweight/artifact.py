@@ -31,6 +31,7 @@ NUMERICS_VERSION = 1
 LAYOUT = "panels"  # see `matrix_layout` and forms/panels.py
 LOOKED_UP = ("embeddings.words", "embeddings.positions")  # by row; all other matrices are multiplied
 ALIGN = 64
+MATRIX_ACTIVATIONS = ("float", "int8", "static")  # what a matrix is multiplied with
 MAX_HEADER = 64 << 20
 MAX_AXES = 4
 DTYPES: dict[str, Any] = {"F32": np.float32, "I8": np.int8, "U8": np.uint8}
@@ -94,6 +95,34 @@ class Artifact:
 def matrix_layout(name: str, entry: dict[str, Any], activations: str) -> Layout:
     """Where a matrix lies: rows that are looked up row by row; what is multiplied in panels, where the engine can."""
     return "rows" if name in LOOKED_UP else multiplied_layout(entry, activations)
+
+
+def check_multiplied(name: str, entry: dict[str, Any], where: str) -> None:
+    """What an entry says of the multiplication: activations, and the steps of static ones. Errors: ArtifactError.
+
+    input_scale: with static activations, and only there; output_scales, a list of three: at an attention's qkv only.
+    """
+    activations = entry.get("activations")
+    if activations not in MATRIX_ACTIVATIONS:
+        raise ArtifactError(f"{where} has activations {activations!r}; allowed: {', '.join(MATRIX_ACTIVATIONS)}")
+    if activations != "float":
+        if name in LOOKED_UP:
+            raise ArtifactError(f"{where} is looked up, its activations must be 'float'")
+        if entry["form"] == "float32" or entry.get("table") == "float32":
+            raise ArtifactError(f"{where} has float weights; {activations} activations need integer weights")
+    if (activations == "static") != ("input_scale" in entry):
+        raise ArtifactError(f"{where} has activations '{activations}'; 'static' needs an input_scale, others have none")
+    scales = entry.get("output_scales", [])
+    if "output_scales" in entry and not (name.endswith(".attention.qkv") and type(scales) is list and len(scales) == 3):
+        raise ArtifactError(f"{where} has output_scales {scales!r}; allowed: a list of three, at an attention's qkv")
+    for scale in [*([entry["input_scale"]] if activations == "static" else []), *scales]:
+        if type(scale) is not float or not is_step(scale):
+            raise ArtifactError(f"{where} has the step {scale!r}; allowed: float32 numbers from 2^-60 to 2^60")
+
+
+def is_step(scale: float) -> bool:
+    """Whether int8 steps may have that size: float32, its inverse and the product of two neither 0 nor infinite."""
+    return 2.0**-60 <= scale <= 2.0**60 and float(np.float32(scale)) == scale
 
 
 def write(path: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Path:

@@ -175,11 +175,12 @@ def _groups(artifact: Artifact) -> list[_Group]:
     for name, entry in artifact.manifest["weights"].items():
         n_bytes = sum(a.nbytes for key, a in artifact.arrays.items() if key.startswith(f"{name}."))
         details = (f"{k}={entry[k]}" for k in ("centres", "per", "table", "shift") if k in entry)
+        activations = entry["activations"] + (", int8 attention" if "output_scales" in entry else "")
         found = re.fullmatch(r"(layers\.)(\d+)(\..+)", name)
         place, layer = ((found[1], found[3]), int(found[2])) if found else ((name, ""), None)
         rows, columns = entry["shape"]
         form = " ".join([entry["form"], *details])
-        group = _Group(place, layer, layer, f"{rows}x{columns}", form, entry["activations"], rows * columns, n_bytes)
+        group = _Group(place, layer, layer, f"{rows}x{columns}", form, activations, rows * columns, n_bytes)
         before = latest.get(place)
         if before and layer is not None and before.last == layer - 1 and _alike(before, group):
             before.last = layer

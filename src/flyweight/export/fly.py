@@ -21,6 +21,7 @@ from flyweight import __version__
 from flyweight.artifact import Artifact, matrix_layout, read, write
 from flyweight.errors import ConfigError, ParityError
 from flyweight.forms import describe
+from flyweight.model.linear import computes
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.runtime import native
 from flyweight.runtime.native import Native
@@ -38,7 +39,7 @@ BLOCK_TOLERANCE = 1e-3
 NOISE_FACTOR = 2.0
 NOISE = 2.0**-10  # standard deviation; an int8 step of a normed vector is about 3 / 127 = 2^-5.4
 N_NOISE = 3
-GOLDEN_FLOOR = 1e-3  # of the golden logits, for models without int8 activations
+GOLDEN_FLOOR = 1e-3  # of the golden logits, for models that round nothing to int8
 
 
 def save(model: NLUModel, path: str | Path) -> Path:
@@ -147,8 +148,8 @@ def golden_samples(model: NLUModel, artifact: Artifact) -> tuple[dict[str, Any],
     """Golden messages with the file's logits and the tolerance; gate, third part: the whole against the PyTorch model.
 
     tolerance = max(2 * RMS(logits with noise on the embeddings - logits), 1e-3 * RMS(logits)); the noise counts
-    where activations are int8. The reference must be that near to the model, and the native engine to the reference;
-    its logits are the golden ones where there is one.
+    where anything is rounded to int8 steps. The reference must be that near to the model, and the native engine to the
+    reference; its logits are the golden ones where there is one.
     """
     texts = model.card.golden
     encoded = model.tokenizer.encode_batch(texts)
@@ -173,7 +174,7 @@ def _check_whole(found: list[np.ndarray], wanted: list[np.ndarray], tolerance: f
 
 def _noise_effect(model: NLUModel, encoded: list[Encoded], parent: list[np.ndarray]) -> float:
     """RMS(logits with noise on the embeddings - logits): many int8 activations moved by a step. 0 for float models."""
-    if all(module.activations == "float" for _, module, _ in model.matrices()):
+    if all(computes(module) == {"activations": "float"} for _, module, _ in model.matrices()):
         return 0.0
     rng, bias = np.random.default_rng(0), model.encoder.norm.bias.detach()
     right, effects = bias.clone(), []

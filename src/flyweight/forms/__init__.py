@@ -35,8 +35,9 @@ def pack(form: Form, layout: Layout = "rows") -> tuple[dict[str, Any], dict[str,
 def multiplied_layout(entry: dict[str, Any], activations: str) -> Layout:
     """Where a matrix with that entry lies when it is multiplied: in panels, if the engine multiplies the form itself.
 
-    That is float32 by float, and int8 or codes of 1, 2, 4 bits with int8 centres by int8. What it cannot multiply
-    (int8 weights by float activations, float centres, codes of other widths) lies in rows and is converted at load.
+    That is float32 by float, and int8 or codes of 1, 2, 4 bits with int8 centres by integers, which int8 and static
+    activations both are. What it cannot multiply (int8 weights by float activations, float centres, codes of other
+    widths) lies in rows and is converted at load.
     """
     form = entry["form"]
     if form == "float32" or activations == "float":

@@ -119,7 +119,7 @@ def _int8_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scales: tuple
     s_q, s_k, s_v = (np.float32(s) for s in scales)
     factor = float(s_q * s_k * np.float32(q.shape[-1] ** -0.5))
     scores = (q8 @ k8.transpose(-1, -2)).float() * factor + bias.float()  # (B, H, T, T)
-    e8 = round_through(255 * torch.exp(scores - scores.amax(dim=-1, keepdim=True)))
+    e8 = round_through(255 * torch.exp(scores - scores.detach().amax(dim=-1, keepdim=True)))
     return (e8 @ v8).float() * (float(s_v) / e8.sum(dim=-1, keepdim=True))
 
 

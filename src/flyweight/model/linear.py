@@ -53,13 +53,18 @@ def quantize_activations(x: Tensor) -> Tensor:
     return q * (absmax / STEPS) * live
 
 
-def quantize_static(x: Tensor, scale: float) -> Tensor:
+def quantize_static(x: Tensor, scale: float | Tensor) -> Tensor:
     """Round to int8 steps of one calibrated size and back: the engine's static activation quantizer.
 
     q = round-half-even(x * (1 / scale)) in [-127, 127]; q * scale. x any shape, in float32 whatever the autocast.
     """
+    return static_steps(x, scale) * scale
+
+
+def static_steps(x: Tensor, scale: float | Tensor) -> Tensor:
+    """The q of `quantize_static`: whole numbers from -127 to 127, as float32."""
     inv = torch.ones((), dtype=torch.float32, device=x.device) / scale
-    return round_through(x.float() * inv).clamp(-STEPS, STEPS) * scale
+    return round_through(x.float() * inv).clamp(-STEPS, STEPS)
 
 
 class Linear(nn.Module):

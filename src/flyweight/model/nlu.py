@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyweight.answers import Answer, Labels
+from flyweight.artifact import check_multiplied
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
 from flyweight.forms import Float32, Form, finite, pack, unpack
 from flyweight.model.encoder import Encoder, EncoderConfig
@@ -81,8 +82,12 @@ class NLUModel(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """ids (B, T) int64, mask (B, T) bool -> intent logits (B, C), hidden states (B, T, D)."""
         hidden = self.encoder(ids, mask)
-        pooled = F.dropout(self.pool(hidden, mask), self.dropout, self.training)
-        return self.intent_head(pooled), hidden
+        return self.intent_logits(hidden, mask), hidden
+
+    def intent_logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states (B, T, D), mask (B, T) -> (B, C)."""
+        logits: Tensor = self.intent_head(F.dropout(self.pool(hidden, mask), self.dropout, self.training))
+        return logits
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """(B, T, D) -> (B, D)."""
@@ -220,7 +225,7 @@ class NLUModel(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> NLUModel:
-        """Read what `save` wrote. Errors: CheckpointError."""
+        """Read what `save` wrote. Errors: CheckpointError; ArtifactError for weights that do not fit their form."""
         from safetensors.numpy import load_file
 
         folder = Path(folder)
@@ -249,6 +254,7 @@ class NLUModel(nn.Module):
                 entry = config["weights"][name]
                 parts = {k[len(name) + 1 :]: a for k, a in arrays.items() if k.startswith(f"{name}.")}
                 form = unpack(entry, parts, name)
+                check_multiplied(name, entry, f"{folder}: {name}")
                 set_form(module, form)
                 set_computes(module, entry)
                 if isinstance(form, Float32):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.artifact import LOOKED_UP, Artifact, matrix_layout
+from flyweight.artifact import LOOKED_UP, Artifact, check_multiplied, matrix_layout
 from flyweight.errors import ArtifactError
 from flyweight.forms import finite
 
@@ -14,7 +14,6 @@ POOLERS = ("cls+tanh", "cls+relu", "cls+gelu")  # f(heads.pooler x_cls + b), f b
 POOLINGS = ("mean", "cls", *POOLERS)
 INTENT_HEADS = ("linear", "similarity")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")  # of the FFN
-MATRIX_ACTIVATIONS = ("float", "int8")  # what a matrix is multiplied with
 
 
 def check_parts(artifact: Artifact) -> dict[str, Any]:
@@ -79,20 +78,14 @@ def vector_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
 
 
 def check_matrix(artifact: Artifact, name: str, shape: tuple[int, int]) -> None:
-    """Shape, activations and layout of one matrix, and its arrays as far as `artifact.stored` does."""
+    """Shape, activations, their steps and layout of one matrix, and its arrays as far as `artifact.stored` does."""
     entry = artifact.entry(name)
     artifact.stored(name)
-    where, activations = f"{artifact.path}: {name}", entry.get("activations")
-    if activations not in MATRIX_ACTIVATIONS:
-        raise ArtifactError(f"{where} has activations {activations!r}; allowed: {', '.join(MATRIX_ACTIVATIONS)}")
+    where = f"{artifact.path}: {name}"
     if tuple(entry["shape"]) != shape:
         raise ArtifactError(f"{where} is {tuple(entry['shape'])}; the model says {shape}")
-    if activations == "int8":
-        if name in LOOKED_UP:
-            raise ArtifactError(f"{where} is looked up, its activations must be 'float'")
-        if entry["form"] == "float32" or entry.get("table") == "float32":
-            raise ArtifactError(f"{where} has float weights; int8 activations need integer weights")
-    layout = matrix_layout(name, entry, activations)
+    check_multiplied(name, entry, where)
+    layout = matrix_layout(name, entry, entry["activations"])
     if entry["layout"] != layout:
         raise ArtifactError(f"{where} lies in {entry['layout']}; it must lie in {layout}, export the model again")
 
