@@ -29,15 +29,32 @@ MPNET_EPOCHS = {"banking77": 5, "snips": 3, "atis": 6, "sara-dedup": 10, "sara-2
 def teacher(name: str, base: str = "minilm", seed: int = 0) -> tuple[fw.NLUModel, fw.NLUData]:
     """The teacher of one data set, and the data. An interrupted training resumes."""
     data = fw.load_data(DATA / name)
-    settings = replace(default_settings(base), seed=seed)
-    if base == str(MPNET):
-        settings = replace(settings, learning_rate=MPNET_RATE, epochs=MPNET_EPOCHS[name])
-    identity = json.dumps([asdict(settings), data.fingerprint(), len(data.train)], sort_keys=True)
-    key = hashlib.sha256(identity.encode()).hexdigest()[:10]
-    folder = CACHE / "teachers" / f"{name}-{Path(base).name}-{seed}-{key}"
+    settings = settings_of(name, base, seed)
+    folder = folder_of(name, base, settings, data)
     if (folder / "config.json").is_file():
         return fw.NLUModel.load(folder), data
     return fw.train(data, base, settings, out=folder), data
+
+
+def find(name: str, base: str, seed: int) -> Path | None:
+    """The folder of a teacher that has been trained; None for one that has not."""
+    folder = folder_of(name, base, settings_of(name, base, seed), fw.load_data(DATA / name))
+    return folder if (folder / "config.json").is_file() else None
+
+
+def settings_of(name: str, base: str, seed: int) -> fw.TrainingSettings:
+    """How a teacher of this set and base is trained."""
+    settings = replace(default_settings(base), seed=seed)
+    if base == str(MPNET):
+        settings = replace(settings, learning_rate=MPNET_RATE, epochs=MPNET_EPOCHS[name])
+    return settings
+
+
+def folder_of(name: str, base: str, settings: fw.TrainingSettings, data: fw.NLUData) -> Path:
+    """Where the teacher lies: its name tells settings and data apart."""
+    identity = json.dumps([asdict(settings), data.fingerprint(), len(data.train)], sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    return CACHE / "teachers" / f"{name}-{Path(base).name}-{settings.seed}-{key}"
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ del passing
 kept = numpy.ones(50_000_000, dtype=numpy.int8)
 print("a library that talks on stdout")
 """
-    found = memory._beyond_imports(code)
+    found = memory.beyond_imports(code)
     assert found.peak_mb == pytest.approx(100.0, abs=SLACK_MB)
     if LINUX:
         assert found.resident_mb == pytest.approx(50.0, abs=SLACK_MB)
@@ -33,7 +33,7 @@ print("a library that talks on stdout")
 
 
 def test_imports_alone_cost_nothing() -> None:
-    found = memory._beyond_imports("import numpy.random, decimal, email.message")
+    found = memory.beyond_imports("import numpy.random, decimal, email.message")
     assert abs(found.resident_mb) < SLACK_MB
 
 

@@ -82,7 +82,7 @@ def serving_memory(fly_path: str | Path) -> Memory:
     Two fresh children of this Python: one does `flyweight.load(path).parse("hello")`; the other imports exactly the
     modules which the first one had loaded, in the same order. Errors: FlyweightError with the child's last line.
     """
-    return _beyond_imports(_LOAD_AND_ANSWER.format(path=os.path.abspath(fly_path)))
+    return beyond_imports(_LOAD_AND_ANSWER.format(path=os.path.abspath(fly_path)))
 
 
 def disk_bytes(path: str | Path) -> int:
@@ -126,7 +126,7 @@ def parse_status(text: str) -> tuple[int, int]:
     return resident, peak
 
 
-def _beyond_imports(code: str) -> Memory:
+def beyond_imports(code: str) -> Memory:
     """Memory of a child that runs `code`, less that of a child that only imports what the first had loaded."""
     process = _child_rss(code)
     imports = _child_rss(_IMPORT_ONLY, "\n".join(process.modules))
