@@ -97,7 +97,8 @@ def main() -> None:
             times = ", ".join(f"{k} {v['p50_ms']:.3f}" for k, v in run["ms"].items())
             print(
                 f"{name} {run['base']} {label}: flips {run['n_flips']} of {run['n_messages']} "
-                f"({run['flip_percent']:.3f}%), largest gap {run['largest_gap']:.4f}, allowed {run['gap_tolerance']:.4f}; "
+                f"({run['flip_percent']:.3f}%), largest gap {run['largest_gap']:.4f}, "
+                f"allowed {run['gap_tolerance']:.4f}; "
                 f"p50 ms {times}; MB {run['serving_memory_mb']}",
                 flush=True,
             )
