@@ -228,14 +228,18 @@ def make(kind: str, rows: int, columns: int) -> Form:
     if kind.startswith("int8"):
         return int8_rows(w) if kind == "int8 row" else int8_matrix(w + 0.5)
     _, table, per, k = kind.split()
-    n_tables = rows if per == "row" else 1
+    group = 2 if per == "group" and rows > 2 else 1  # the rows of a smaller matrix have a table each
+    n_tables = 1 if per == "matrix" else -(-rows // group)
     centres = np.sort(np.random.default_rng(1).normal(size=(n_tables, int(k))), axis=1)
-    return codes_from_centres(w, centres, integer=table == "int8")
+    return codes_from_centres(w, centres, table == "int8", group)
 
 
 KINDS = ["float32", "int8 row", "int8 matrix"]
 KINDS += [
-    f"codes {t} {per} {k}" for t in ("int8", "float32") for per in ("row", "matrix") for k in (2, 3, 16, 100, 256)
+    f"codes {t} {per} {k}"
+    for t in ("int8", "float32")
+    for per in ("row", "group", "matrix")
+    for k in (2, 3, 16, 100, 256)
 ]
 
 
@@ -265,6 +269,24 @@ def test_manifest_entries() -> None:
     assert pack(make("int8 matrix", 2, 3))[0]["per"] == "matrix"
     entry = {"form": "codes", "shape": [2, 3], "centres": 16, "per": "matrix", "table": "int8"}
     assert pack(make("codes int8 matrix 16", 2, 3))[0] == entry
+    entry = {"form": "codes", "shape": [5, 3], "centres": 16, "per": "group", "rows": 2, "table": "int8"}
+    assert pack(make("codes int8 group 16", 5, 3))[0] == entry
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_groups_of_rows_store_a_table_once(integer: bool) -> None:
+    """Rows 0, 1 share a table, 2, 3 another, 4 has the last one."""
+    w = np.array([[0, 1.27], [1.27, 0], [2.54, -1], [2.54, 2.54], [-1.27, 5]], np.float32)
+    form = codes_from_centres(w, np.array([[0, 1.27], [-1, 2.54], [-1.27, 0]]), integer, 2)
+    assert form.codes.tolist() == [[0, 1], [1, 0], [1, 0], [1, 1], [0, 1]]
+    stored = form.arrays()
+    assert form.dense()[:4, :] == pytest.approx(w[:4], abs=1e-6)
+    assert form.dense()[4].tolist() == pytest.approx([-1.27, 0])
+    if integer:
+        assert stored["table"].tolist() == [[0, 127], [-50, 127], [-127, 0]]
+        assert stored["scale"].tolist() == pytest.approx([0.01, 0.02, 0.01])
+        assert form.integers().tolist() == [[0, 127], [127, 0], [127, -50], [127, 127], [-127, 0]]
+    assert form.size_bytes == 5 * 1 + 3 * 2 * (1 if integer else 4) + (3 * 4 if integer else 0)
 
 
 DROP = object()
@@ -293,6 +315,13 @@ HOSTILE_ENTRIES: list[tuple[str, dict[str, Any], str]] = [
     ("codes int8 row 16", {"centres": 32}, r"'codes' is uint8 \[4, 3\]; it must be uint8 \[4, 4\]"),
     ("codes int8 row 16", {"per": "matrix"}, r"'table' is int8 \[4, 16\]; it must be int8 \[1, 16\]"),
     ("codes int8 row 16", {"per": {}}, "m: "),
+    ("codes int8 row 16", {"per": "group"}, "m: form 'codes' lacks 'rows'"),
+    *(
+        ("codes int8 row 16", {"per": "group", "rows": n}, f"m: a table for every {n!r} rows; allowed: whole numbers")
+        for n in (1, 4, -2, 2.0, True, "2", 2**70)
+    ),
+    ("codes int8 row 16", {"per": "group", "rows": 0}, "per row, group or matrix"),
+    ("codes int8 group 16", {"per": "row"}, r"'table' is int8 \[2, 16\]; it must be int8 \[4, 16\]"),
     ("codes int8 row 16", {"table": "int4"}, "int8 or float32"),
     ("codes int8 row 16", {"table": "float32"}, r"'table' is int8 \[4, 16\]; it must be float32 \[4, 16\]"),
     ("codes float32 row 16", {"table": "int8"}, r"'table' is float32 \[4, 16\]; it must be int8 \[4, 16\]"),

@@ -26,6 +26,7 @@ from flyweight.export.fly import save
 from flyweight.forms import Codes, Int8, panels
 from flyweight.forms.codes import unpack_bits
 from flyweight.forms.int8 import int8_matrix, int8_rows
+from flyweight.forms.kmeans import kmeans_codes
 from flyweight.model.linear import set_form
 from flyweight.model.nlu import NLUModel
 from flyweight.positions import relative_buckets
@@ -33,7 +34,7 @@ from flyweight.runtime import native, parser
 from flyweight.runtime.native import ISA_VARIABLE, Native
 from flyweight.runtime.parser import Parser, load
 from flyweight.runtime.reference import GoldenCheck, Reference
-from flyweight.techniques.codebook import Codebook, kmeans_codes
+from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.int8 import Int8 as Int8Step
 from flyweight.tokenizer import Encoded
 

@@ -12,8 +12,9 @@ from random_models import all_logits, quiet_run, random_model
 from flyweight.data.messages import NLUData
 from flyweight.forms import Codes
 from flyweight.forms.codes import code_bits
+from flyweight.forms.kmeans import ROW_TABLE_LIMIT, kmeans_codes
 from flyweight.model.nlu import NLUModel
-from flyweight.techniques.codebook import ROW_TABLE_LIMIT, Codebook, kmeans_codes
+from flyweight.techniques.codebook import Codebook
 
 ROUNDING = 2.0**-22  # relative, of a centre that is a mean in float64, rounded to float32, times a float32 scale
 

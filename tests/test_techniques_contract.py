@@ -46,6 +46,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"encoder": 256, "embeddings": None, "heads": 3},
         {"encoder": 16, "embeddings": 3, "heads": 16, "activations": "float"},
         {"encoder": 2, "embeddings": 16, "heads": 3, "granularity": "matrix", "activations": "float"},
+        {"encoder": 16, "embeddings": 3, "heads": 5, "granularity": "group", "group": 3, "start": "quantile"},
+        {"encoder": 3, "embeddings": 16, "heads": 16, "sensitivity": "fisher", "start": "kmeans++"},
     ],
 }
 # (settings, the field at fault, what is allowed)
@@ -61,7 +63,13 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
             for name in ("encoder", "embeddings", "heads")
             for v in (1, 0, -4, 257, 16.0, "16", True, float("nan"), [16])
         ),
-        *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("rows", None, 2)),
+        *(({"granularity": v}, "granularity", "allowed: row, group, matrix") for v in ("rows", None, 2)),
+        *(({"sensitivity": v}, "sensitivity", "allowed: plain, fisher") for v in ("hessian", None, 1)),
+        *(({"start": v}, "start", "allowed: best, linear, kmeans++, quantile") for v in ("random", None, True)),
+        *(
+            ({"group": v}, "group", "allowed: a whole number from 2 to 4096")
+            for v in (1, 0, 4097, None, 16.0, "16", True)
+        ),
         *(({"activations": v}, "activations", "allowed: int8, float") for v in ("int4", None, 8, "float32")),
     ],
 }
@@ -295,11 +303,14 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
     bits = {2: 1, 3: 2, 5: 3, 16: 4, 256: 8}[k]
     per = "matrix" if k > 64 else settings.get("granularity", "row")
     integer = settings.get("activations", "int8") == "int8" and not is_embedding
-    tables = (lambda r: r) if per == "row" else (lambda r: 1)
+    group = {"row": 1, "group": settings.get("group", 16)}.get(per)
+    tables = (lambda r: -(-r // group)) if group else (lambda r: 1)
     sizes = {"codes": lambda r, c: r * -(-c * bits // 8), "table": lambda r, c: tables(r) * k * (1 if integer else 4)}
     if integer:
         sizes["scale"] = lambda r, c: 4 * tables(r)
     claimed = {"form": "codes", "centres": k, "per": per, "table": "int8" if integer else "float32", "bytes": sizes}
+    if per == "group":
+        claimed["rows"] = group
     return claimed | {"activations": "int8" if integer else "float"}
 
 
@@ -322,6 +333,7 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         assert (rows, columns) == tuple(module.weight.shape)
         if rows * columns == 0:  # a part that was cut off: nothing is stored of it but a table or a scale
             claimed.pop("per", None)
+            claimed.pop("rows", None)
         assert {k: entry[k] for k in claimed} == claimed, matrix
         stored = {k[len(matrix) + 1 :]: a for k, a in file.arrays.items() if k.startswith(f"{matrix}.")}
         bias = stored.pop("bias", None)

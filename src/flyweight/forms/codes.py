@@ -3,8 +3,9 @@
     W[r, c] ~ table[r, codes[r, c]]                   float32 table: looked up (embeddings, float activations)
     W[r, c] ~ table[r, codes[r, c]] * scale[r]        int8 table: the engine multiplies int8 centres by int8 activations
 
-A whole-matrix codebook is one shared table row. n weights, k centres, b = ceil(log2 k) bits: n * b / 8 bytes of codes
-and, for int8 tables, k + 4 bytes a table. Source: Han et al. 2015, arXiv:1510.00149.
+A whole-matrix codebook is one shared table row; a group of neighbouring rows may share a table, which the file stores
+once. n weights, k centres, b = ceil(log2 k) bits: n * b / 8 bytes of codes and, for int8 tables, k + 4 bytes a table.
+Source: Han et al. 2015, arXiv:1510.00149.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ MAX_CENTRES = 256
 
 @dataclass(frozen=True)
 class Codes:
-    """codes (R, C) uint8, below k; table (R or 1, k) int8 or float32; scale (R or 1,) float32 for int8 tables."""
+    """codes (R, C) uint8, below k; table (R or 1, k) int8 or float32; scale (R or 1,) float32 for int8 tables.
+
+    group: rows 0 .. group - 1 have one table, so do the next ones, and so on: table and scale repeat it for every row,
+    the file stores it once.
+    """
 
     codes: np.ndarray
     table: np.ndarray
     scale: np.ndarray | None = None
+    group: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,19 +67,24 @@ class Codes:
 
     def fields(self) -> dict[str, Any]:
         """Number of centres, table granularity and type."""
-        per = "matrix" if self.table.shape[0] == 1 != self.shape[0] else "row"
-        return {"centres": self.table.shape[1], "per": per, "table": "float32" if self.scale is None else "int8"}
+        found = {"centres": self.table.shape[1], "table": "float32" if self.scale is None else "int8"}
+        if self.group > 1:
+            return found | {"per": "group", "rows": self.group}
+        return found | {"per": "matrix" if self.table.shape[0] == 1 != self.shape[0] else "row"}
 
     def arrays(self, layout: Layout = "rows") -> dict[str, np.ndarray]:
         """What the file stores: codes bit-packed, row by row or in panels."""
         packed = pack_bits(self.codes, self.bits) if layout == "rows" else panels.pack_codes(self.codes, self.bits)
-        stored = {"codes": packed, "table": self.table}
-        return stored if self.scale is None else stored | {"scale": self.scale}
+        stored = {"codes": packed, "table": self.table[:: self.group]}
+        return stored if self.scale is None else stored | {"scale": self.scale[:: self.group]}
 
     @staticmethod
     def stored(shape: tuple[int, int], entry: dict[str, Any], layout: Layout) -> Stored:
         """Type and shape of what `arrays` gives; number and type of the centres are checked."""
-        k, n_tables = entry["centres"], {"row": shape[0], "matrix": 1}.get(entry["per"], -1)
+        k, group = entry["centres"], group_rows(entry)
+        if group and not (type(group) is int and 2 <= group < shape[0]):
+            raise ValueError(f"a table for every {group!r} rows; allowed: whole numbers from 2 to below {shape[0]}")
+        n_tables = -(-shape[0] // group) if group else {"row": shape[0], "matrix": 1}.get(entry["per"], -1)
         integer = entry["table"] == "int8"
         if (
             type(k) is not int
@@ -82,7 +93,7 @@ class Codes:
             or not (integer or entry["table"] == "float32")
         ):
             raise ValueError(
-                f"codes entry {entry}; allowed: 2 to {MAX_CENTRES} centres, per row or matrix, int8 or float32"
+                f"codes entry {entry}; allowed: 2 to {MAX_CENTRES} centres, per row, group or matrix, int8 or float32"
             )
         bits = code_bits(k)
         if layout == "panels" and not (integer and bits in panels.PLANES):
@@ -101,7 +112,20 @@ class Codes:
         codes = unpack_bits(packed, shape[1], bits) if layout == "rows" else panels.unpack_codes(packed, shape, bits)
         if codes.size and int(codes.max()) >= k:
             raise ValueError(f"code {int(codes.max())} beyond a table of {k} centres")
-        return cls(codes, arrays["table"], arrays.get("scale"))
+        scale = arrays.get("scale")
+        scale = None if scale is None else by_row(entry, scale)
+        return cls(codes, by_row(entry, arrays["table"]), scale, group_rows(entry) or 1)
+
+
+def group_rows(entry: dict[str, Any]) -> Any:
+    """How many rows share a table, as a manifest entry says it; 0 where tables are a row's or the matrix's."""
+    return entry["rows"] if entry.get("per") == "group" else 0
+
+
+def by_row(entry: dict[str, Any], stored: np.ndarray) -> np.ndarray:
+    """Tables or scales as stored, repeated so that every row of a group has them; others as they are."""
+    group = group_rows(entry)
+    return np.repeat(stored, group, axis=0)[: entry["shape"][0]] if group else stored
 
 
 def code_bits(n_centres: int) -> int:
@@ -131,19 +155,29 @@ def unpack_bits(packed: np.ndarray, columns: int, bits: int) -> np.ndarray:
     return np.packbits(flags, axis=2, bitorder="little")[:, :, 0]
 
 
-def codes_from_centres(w: np.ndarray, centres: np.ndarray, integer: bool) -> Codes:
-    """Give every weight its nearest centre. w (R, C) float32, centres (R or 1, k) -> Codes.
+def codes_from_centres(w: np.ndarray, centres: np.ndarray, integer: bool, group: int = 1) -> Codes:
+    """Give every weight its nearest centre. w (R, C) float32, centres (R, ceil(R / group) or 1, k) -> Codes.
 
-    integer: centres are first rounded to an int8 grid of their own, scale = max|centre| / 127.
+    integer: centres are first rounded to an int8 grid of their own. group: rows that share a table.
+    """
+    table, scale = tables(centres, integer, group, len(w))
+    return Codes(nearest(w, table if scale is None else table * scale[:, None]), table, scale, group)
+
+
+def tables(centres: np.ndarray, integer: bool, group: int, n_rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Sorted centres as they are stored, and for int8 centres their scale, max|centre| / 127; of every row.
+
+    centres (R, ceil(R / group) or 1, k) -> table (R or 1, k) int8 or float32, scale (R or 1,) float32 or None.
     """
     centres = np.sort(centres, axis=1).astype(np.float32)
+    if group > 1:
+        centres = np.repeat(centres, group, axis=0)[:n_rows]
     if not integer:
-        return Codes(nearest(w, centres), centres)
+        return centres, None
     absmax = np.abs(centres).max(axis=1)
     scale = np.where(absmax >= 2.0**-100, absmax / np.float32(LIMIT), np.float32(0)).astype(np.float32)
     inv = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    table = np.clip(np.rint(centres * inv[:, None]), -LIMIT, LIMIT).astype(np.int8)
-    return Codes(nearest(w, table * scale[:, None]), table, scale)
+    return np.clip(np.rint(centres * inv[:, None]), -LIMIT, LIMIT).astype(np.int8), scale
 
 
 def nearest(w: np.ndarray, centres: np.ndarray) -> np.ndarray:

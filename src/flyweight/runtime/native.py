@@ -18,7 +18,7 @@ from flyweight.cores import usable_cores
 from flyweight.data.tags import Span
 from flyweight.errors import ArtifactError, ConfigError
 from flyweight.forms import panels
-from flyweight.forms.codes import Codes, code_bits
+from flyweight.forms.codes import Codes, by_row, code_bits
 from flyweight.positions import distance_buckets
 from flyweight.runtime.parts import check_parts, matrix_shapes, vector_shapes
 from flyweight.tokenizer import Encoded
@@ -180,7 +180,8 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
         return found | {"activations": "float"} | _weights("float32", np.zeros(0, np.float32))
     if name in LOOKED_UP or entry["layout"] == "panels":
         parts = artifact.stored(name)
-        data, table, scale = parts[WEIGHTS[entry["form"]]], parts.get("table"), parts.get("scale")
+        data = parts[WEIGHTS[entry["form"]]]
+        table, scale = (by_row(entry, parts[k]) if k in parts else None for k in ("table", "scale"))
         bits = code_bits(entry["centres"]) if entry["form"] == "codes" else 0
         shift = entry.get("shift", 0) if entry["form"] == "int8" else 0
         return found | _weights(entry["form"], data, table=table, scale=scale, shift=shift, bits=bits)
