@@ -19,6 +19,7 @@ LAYERS = [
     ("demo",),
     ("recipe", "report"),
     ("techniques",),
+    ("analyse",),
     ("training",),
     ("measure",),
     ("export",),
@@ -30,7 +31,7 @@ LAYERS = [
     ("errors",),
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "sklearn", "scipy", "pandas")
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "matplotlib")
 
 
 def imports(source: str, package: str) -> list[str]:

@@ -128,7 +128,7 @@ def compress(
     run = Run(data, teacher, seed=seed, device=device, folder=str(folder) if folder else None, progress=progress)
     model = teacher
     messages, part = measured_messages(data)
-    _refuse_strangers(teacher, messages)
+    refuse_strangers(teacher, messages)
     parent_answers = teacher.answers([m.text for m in messages]) if measure else []
     for step in techniques:
         start = time.monotonic()
@@ -151,7 +151,7 @@ def measured_messages(data: NLUData) -> tuple[tuple[Message, ...], str]:
     return sample(data.validation or data.train, N_QUALITY_MESSAGES), part
 
 
-def _refuse_strangers(teacher: NLUModel, messages: Sequence[Message]) -> None:
+def refuse_strangers(teacher: NLUModel, messages: Sequence[Message]) -> None:
     """Messages of none of the model's intents can measure nothing."""
     named = {m.intent for m in messages if m.intent is not None}
     if named and teacher.labels.intents and not named & set(teacher.labels.intents):

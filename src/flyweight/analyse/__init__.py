@@ -1,0 +1,1 @@
+"""Which parts of a model matter, as numbers and pictures, and what their bits cost on this machine."""

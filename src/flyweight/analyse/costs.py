@@ -1,0 +1,166 @@
+"""What the bits of a matrix cost: bytes in the file, and milliseconds of the engine on this machine.
+
+    ms[kind, bits] = median_i (t_bits[i] - t_8[i]) / weights of the kind          a weight, more than with int8
+
+t_8: the model's shape in int8; t_bits: the same with one kind of matrix (QKV, out, up or down) of all layers in that
+many bits; call by call in turn, text in, answer out, one thread, on the messages given. Codes are random there: time
+does not depend on their values. Embedding rows are looked up and heads are small: their bits cost no time. Codes of 3
+bits are multiplied as int8, and cost what int8 costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyweight.analyse.quantized import set_bits
+from flyweight.artifact import ALIGN, matrix_layout, read, write
+from flyweight.errors import ConfigError
+from flyweight.export.fly import contents
+from flyweight.forms import FORMS, Codes
+from flyweight.forms.int8 import int8_rows
+from flyweight.forms.panels import PLANES, Layout
+from flyweight.measure.latency import compare, single_thread
+from flyweight.measure.machine import machine
+from flyweight.model.linear import Embedding, Matrix
+from flyweight.model.nlu import NLUModel
+from flyweight.progress import bar
+from flyweight.runtime import native
+from flyweight.runtime.parser import Parser
+
+N_CALLS = 200
+KINDS = ("attention.qkv", "attention.out", "ffn.up", "ffn.down")
+RESERVE = 8192  # bytes of the manifest for the receipts of this step and a few more
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """int8_ms: mean of a message with int8 everywhere; per_weight: kind -> bits -> ms a weight more than int8."""
+
+    int8_ms: float
+    per_weight: dict[str, dict[int, float]]
+
+    def of(self, name: str, module: Matrix, bits: int) -> float:
+        """What the matrix at these bits takes more than at 8 (less: negative)."""
+        found = self.per_weight.get(name.partition(".")[2].partition(".")[2], {}).get(bits, 0.0)
+        return found * module.weight.numel()
+
+
+def entry_of(module: Matrix, bits: int) -> dict[str, Any]:
+    """The manifest entry of a matrix at these bits: int8 rows, or codes with a table of int8 centres a row."""
+    shape = {"shape": list(module.weight.shape)}
+    if bits == 8:
+        return {"form": "int8", "per": "row", "shift": 0} | shape
+    return {"form": "codes", "centres": 2**bits, "per": "row", "table": "int8"} | shape
+
+
+def stored_bytes(module: Matrix, bits: int) -> int:
+    """Codes, tables and scales, without filling: what "bits a weight" counts."""
+    return sum(_sizes(module, bits, "rows"))
+
+
+def file_bytes(name: str, module: Matrix, bits: int) -> int:
+    """Bytes in the file: panels filled up with zeros, each array to 64 bytes."""
+    activations = "float" if isinstance(module, Embedding) else "int8"
+    layout = matrix_layout(name, entry_of(module, bits), activations)
+    return sum(ALIGN * -(-n // ALIGN) for n in _sizes(module, bits, layout))
+
+
+def _sizes(module: Matrix, bits: int, layout: Layout) -> list[int]:
+    entry, shape = entry_of(module, bits), (module.weight.shape[0], module.weight.shape[1])
+    stored = FORMS[entry["form"]].stored(shape, entry, layout).values()
+    return [math.prod(lie) * np.dtype(dtype).itemsize for dtype, lie in stored]
+
+
+def other_bytes(model: NLUModel) -> int:
+    """Bytes of the file that no matrix takes: vectors, tokenizer, manifest, golden samples."""
+    model = _int8(model)
+    texts, labels = model.card.golden, model.labels
+    n_words = sum(len(e.first) for e in model.tokenizer.encode_batch(texts))
+    golden = 4 * (len(texts) * len(labels.intents) + n_words * len(labels.tags))
+    manifest, arrays = contents(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "int8.fly", manifest | {"golden": {"texts": texts, "tolerance": 0.0}}, arrays)
+        size = path.stat().st_size
+    return size - sum(file_bytes(name, m, 8) for name, m, _ in model.matrices()) + golden + RESERVE
+
+
+def milliseconds(
+    model: NLUModel, texts: Sequence[str], bits: Sequence[int], folder: str | None, progress: bool = True
+) -> Milliseconds:
+    """Measure, or read what was measured for this machine, shape and message lengths. Errors: ConfigError."""
+    if native.module() is None:
+        raise ConfigError(f"milliseconds are those of the native engine, but {native.why_not()}; {native.BUILD_HINT}")
+    facts, lengths = machine(), sorted(len(e.ids) for e in model.tokenizer.encode_batch(list(texts)))
+    key = [facts["cpu"], facts["engine"]["level"], model.encoder.config.to_dict(), lengths, list(bits)]
+    name = f"milliseconds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
+    path = None if folder is None else Path(folder) / name
+    if path is not None and path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        per_weight = {kind: {int(b): ms for b, ms in row.items()} for kind, row in kept["per_weight"].items()}
+        return Milliseconds(kept["int8_ms"], per_weight)
+    found = _measure(model, texts, [b for b in bits if b in PLANES], progress)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
+    return found
+
+
+def _measure(model: NLUModel, texts: Sequence[str], bits: Sequence[int], progress: bool) -> Milliseconds:
+    """One kind and width after the other, each in pairs of calls with int8: two files share the caches, not a dozen."""
+    base = _int8(model)
+    int8_ms: list[float] = []
+    per_weight: dict[str, dict[int, float]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        single_thread(),
+        bar("milliseconds", len(KINDS) * len(bits), show=progress) as advance,
+    ):
+        int8 = _parser(base, Path(folder) / "int8.fly")
+        for kind in KINDS:
+            for b in bits:
+                variant = base.copy()
+                chosen = [module for name, module, _ in variant.matrices() if name.endswith(kind)]
+                for module in chosen:
+                    set_bits(module, _random_codes(module, b))
+                child = _parser(variant, Path(folder) / f"{kind}-{b}.fly")
+                timed = compare({"int8": int8.parse, "child": child.parse}, texts, n_calls=N_CALLS)
+                more = np.median(np.subtract(timed["child"].calls_ms, timed["int8"].calls_ms))
+                n_weights = sum(module.weight.numel() for module in chosen)
+                per_weight.setdefault(kind, {})[b] = float(more) / n_weights if n_weights else 0.0
+                int8_ms.append(timed["int8"].mean_ms)
+                advance()
+    return Milliseconds(float(np.median(int8_ms)), per_weight)
+
+
+def _int8(model: NLUModel) -> NLUModel:
+    """A copy in int8 rows."""
+    model = model.copy().to("cpu").eval()
+    for _, module, _ in model.matrices():
+        set_bits(module, int8_rows(module.weight.detach().float().numpy()))
+    return model
+
+
+def _random_codes(module: Matrix, bits: int) -> Codes:
+    """Codes of the matrix's shape and about its size."""
+    rng, (rows, columns) = np.random.default_rng(0), module.weight.shape
+    table = np.linspace(-127, 127, 2**bits).round().astype(np.int8)
+    scale = np.full(
+        rows, max(float(module.weight.detach().std(correction=0)), 1e-3) / 64 if columns else 1.0, np.float32
+    )
+    codes = rng.integers(0, 2**bits, (rows, columns), np.uint8)
+    return Codes(codes, np.tile(table, (rows, 1)), scale)
+
+
+def _parser(model: NLUModel, path: Path) -> Parser:
+    """The model in the native engine, from a file without golden samples that is only timed."""
+    manifest, arrays = contents(model)
+    return Parser(read(write(path, manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays)), engine="native")

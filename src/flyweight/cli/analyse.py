@@ -1,0 +1,131 @@
+"""sensitivity: which parts of a model bear few bits (needs the workshop: PyTorch)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flyweight.cli import show
+from flyweight.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from flyweight.analyse.sensitivity import Cell, Sensitivity
+
+WIDTHS = (8, 7, 6, 5, 4, 3, 2, 1)
+# Pale to dark on a white ground with black letters, then white ones: readable on dark terminals too.
+SHADES = ("#ffffe5", "#fff3b8", "#fee187", "#fec561", "#fda245", "#fc7334", "#ee3922", "#c90823", "#800026")
+LIGHT_TEXT_FROM = 6
+
+
+def sensitivity(
+    model: Annotated[Path, typer.Argument(help="A model folder (what train wrote).")],
+    data: Annotated[str, typer.Argument(help="The data it was trained on: its validation messages are asked.")],
+    bits: Annotated[str, typer.Option(help="Bits of a weight to try, 1 to 8, with commas.")] = "8,4,3,2,1",
+    messages: Annotated[int, typer.Option(min=1, help="At most about so many, stratified by intent.")] = 500,
+    out: Annotated[
+        Path, typer.Option(help="Folder for sensitivity.json, sensitivity.png, and the cells already measured.")
+    ] = Path("sensitivity"),
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    as_json: show.Json = False,
+) -> None:
+    """Quantize one part at a time and show what it does to the answers. Ctrl-C is safe: the same command goes on.
+
+    [bold]Examples[/bold]
+
+    flyweight sensitivity bot nlu.yml
+
+    flyweight sensitivity bot nlu.yml --bits 4,2 --out report --json
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("torch", "workshop", "measuring sensitivity") from error
+    from flyweight.analyse.heat_map import draw
+    from flyweight.analyse.sensitivity import sensitivity as measure
+    from flyweight.data.load import load_data, recorded_split
+    from flyweight.data.splits import sample
+    from flyweight.model.nlu import NLUModel
+    from flyweight.recipe import measured_messages, refuse_strangers
+
+    widths = _widths(bits)
+    parent = NLUModel.load(model)
+    split = recorded_split(parent.card.split)
+    asked, part = measured_messages(load_data(data, **split, text_column=text_column, intent_column=intent_column))
+    refuse_strangers(parent, asked)
+    found = measure(parent, sample(asked, messages), bits=widths, folder=out)
+    part = {"train": "training"}.get(part, part)
+    title = f"{model} on {found.n_messages} {part} messages of {data}: {_scores(found)}"
+    out.mkdir(parents=True, exist_ok=True)
+    result = {"model": str(model), "data": data, "asked": part, **found.to_dict()}
+    picture = draw(found, title, out / "sensitivity.png")
+    (out / "sensitivity.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json:
+        show.print_json(result)
+        return
+    print_heat_map(found, title)
+    show.note(f"{picture} and sensitivity.json beside it hold the same and the divergences")
+
+
+def print_heat_map(found: Sensitivity, title: str) -> None:
+    """A row a part; for each width the losses in percent and the number of changed answers, coloured by KL."""
+    names = [show.METRIC_NAMES[m] for m in found.metrics]
+    print(title)
+    print(
+        f"in each cell: {''.join(f'{name} lost in %, ' for name in names)}answers changed; colour: KL, 1e-5 to 1 nats"
+    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
+    table.add_column("part", no_wrap=True)
+    for bits in found.bits:
+        table.add_column(Text(f"{bits} bits " if bits > 1 else "1 bit "), justify="right", no_wrap=True)
+    sizes = [max(len(line) for line in column) for column in zip(*(_lines(found, p) for p in found.parts), strict=True)]
+    for part in found.parts:
+        cells = [found.cell(part, bits) for bits in found.bits]
+        lines = [line.rjust(n + 2) + " " for line, n in zip(_lines(found, part), sizes, strict=True)]
+        table.add_row(f"{part}  ", *(Text(x, style=_style(cell)) for x, cell in zip(lines, cells, strict=True)))
+    console = Console(
+        width=None if sys.stdout.isatty() else show.PIPE_WIDTH, markup=False, emoji=False, highlight=False
+    )
+    console.width = max(console.width, max(map(len, found.parts)) + 2 + sum(sizes) + 3 * len(sizes))
+    console.print(table)
+
+
+def _lines(found: Sensitivity, part: str) -> list[str]:
+    """What stands in the cells of a row."""
+    rows = []
+    for bits in found.bits:
+        cell = found.cell(part, bits)
+        losses = [f"{found.loss_percent(cell, metric):5.1f}" for metric in found.metrics]
+        rows.append(" ".join([*losses, f"{cell.n_flips:3}"]))
+    return rows
+
+
+def _style(cell: Cell) -> str:
+    from flyweight.analyse.heat_map import KL_RANGE, warmth
+
+    shade = round(warmth(cell.kl, *KL_RANGE) * (len(SHADES) - 1))
+    return f"{'white' if shade >= LIGHT_TEXT_FROM else 'black'} on {SHADES[shade]}"
+
+
+def _scores(found: Sensitivity) -> str:
+    """The float model's scores in words."""
+    return ", ".join(f"{show.METRIC_NAMES[m]} {getattr(found, m):.4f}" for m in found.metrics) or "nothing to score"
+
+
+def _widths(text: str) -> list[int]:
+    """Widths in the order given. Errors: ConfigError."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = [0]
+    if not set(found) <= set(WIDTHS) or len(set(found)) < len(found):
+        raise ConfigError(f"--bits is '{text}'; allowed: whole numbers from 1 to 8 with commas, each once, as in 8,4,2")
+    return found
