@@ -1,7 +1,7 @@
 """The peers' source: the benchmark's model as plain PyTorch, nothing but nn.Linear, nn.LayerNorm and products.
 
 Weights are those of the NLUModel. Q, K and V are one matrix or three: exporters and quantizers differ in which they
-run faster.
+run faster. MPNet's relative position bias is added to the scores.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from flyweight.model.encoder import Encoder
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel
+from flyweight.positions import relative_buckets
+
+MAX_TOKENS = 128
 
 
 class PlainBert(nn.Module):
@@ -25,6 +29,8 @@ class PlainBert(nn.Module):
         self.positions = nn.Parameter(encoder.positions.weight.detach())
         self.norm = encoder.norm
         self.layers = nn.ModuleList(PlainLayer(layer, one_qkv) for layer in encoder.layers)
+        for layer, bias in zip(self.layers, _relative_biases(encoder), strict=True):
+            layer.register_buffer("relative_bias", bias)
         self.head = _linear(model.intent_head)
         self.eval().requires_grad_(False)
 
@@ -60,11 +66,23 @@ class PlainLayer(nn.Module):
             parts = list(parts[0].split(self.heads * self.size, dim=-1))
         q, k, v = (part.view(B, T, self.heads, self.size).transpose(1, 2) for part in parts)  # (B, H, T, d)
         scores = (q * self.size**-0.5) @ k.transpose(-1, -2)
+        if self.relative_bias is not None:
+            scores = scores + self.relative_bias[:, :T, :T]
         if additive is not None:
             scores = scores + additive
         y = (torch.softmax(scores, dim=-1) @ v).transpose(1, 2).reshape(B, T, self.heads * self.size)
         x = self.attention_norm(x + self.out(y))
         return self.ffn_norm(x + self.down(self.activation(self.up(x))))
+
+
+def _relative_biases(encoder: Encoder) -> list[Tensor | None]:
+    """(H, T, T) of every layer for messages of up to MAX_TOKENS; None where the encoder has no such bias."""
+    config = encoder.config
+    if not config.relative_buckets:
+        return [None] * len(encoder.layers)
+    table = relative_buckets(MAX_TOKENS, config.relative_buckets, config.relative_max_distance)
+    buckets = torch.from_numpy(table)
+    return [layer.attention.relative_bias.detach()[buckets].permute(2, 0, 1) for layer in encoder.layers]
 
 
 def plain_bert(folder: Path, one_qkv: bool = True) -> PlainBert:
