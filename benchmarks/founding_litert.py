@@ -66,9 +66,10 @@ def calibrate(n: int, path: Path, messages: list[np.ndarray]) -> dict[str, Any]:
     """
     chosen = [m for m in messages if len(m) == n][:N_CALIBRATION]
     first, last = messages[0][:1], messages[0][-1:]
-    joined = np.concatenate([m[1:-1] for m in messages])
-    for start in range(0, (N_CALIBRATION - len(chosen)) * (n - 2), n - 2):
-        chosen.append(np.concatenate([first, joined[start : start + n - 2], last]))
+    inner = n - 2
+    joined = np.resize(np.concatenate([m[1:-1] for m in messages]), N_CALIBRATION * inner)
+    for i in range(len(chosen), N_CALIBRATION):
+        chosen.append(np.concatenate([first, joined[i * inner : (i + 1) * inner], last]))
     [(signature, names)] = Interpreter(str(path)).get_signature_list().items()
     data = {signature: [{names["inputs"][0]: m[None]} for m in chosen]}
     return quantizer.Quantizer(str(path), recipe.static_wi8_ai8()).calibrate(data, num_threads=1)
