@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from flyweight.runtime.parser import load as load
     from flyweight.techniques.codebook import Codebook as Codebook
     from flyweight.techniques.int8 import Int8 as Int8
+    from flyweight.techniques.qat import QAT as QAT
+    from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
     from flyweight.training.logits import LogitsTeacher as LogitsTeacher
     from flyweight.training.loop import TrainingSettings as TrainingSettings
     from flyweight.training.teacher import import_teacher as import_teacher
@@ -52,6 +54,8 @@ _PUBLIC = {
     "Receipt": "recipe",
     "Codebook": "techniques.codebook",
     "Int8": "techniques.int8",
+    "QAT": "techniques.qat",
+    "TrainedCodes": "techniques.trained_codes",
     "save": "export.fly",
     "load": "runtime.parser",
     "Parser": "runtime.parser",

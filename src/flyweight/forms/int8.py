@@ -39,6 +39,11 @@ class Int8:
         """Bytes stored in rows."""
         return self.q.nbytes + self.scale.nbytes
 
+    @property
+    def bits(self) -> int:
+        """Bits of a weight."""
+        return 8
+
     def dense(self) -> np.ndarray:
         """(q - shift) * scale, (R, C) float32."""
         return (self.q.astype(np.float32) - np.float32(self.shift)) * self.scale[:, None]
@@ -85,10 +90,17 @@ def int8_matrix(w: np.ndarray) -> Int8:
 
     The range always includes 0, so that 0 is represented exactly.
     """
-    low, high = min(float(w.min(initial=0.0)), 0.0), max(float(w.max(initial=0.0)), 0.0)
-    scale = np.float32((high - low) / (2 * LIMIT))
-    if scale < 2.0**-100:
+    scale, shift = matrix_steps(float(w.min(initial=0.0)), float(w.max(initial=0.0)))
+    if not scale:
         return Int8(np.zeros(w.shape, np.int8), np.zeros(1, np.float32))
-    shift = int(np.clip(np.rint(-LIMIT - low / scale), -LIMIT, LIMIT))
     q = np.clip(np.rint(w / scale + np.float32(shift)), -LIMIT, LIMIT).astype(np.int8)
     return Int8(q, np.array([scale], np.float32), shift)
+
+
+def matrix_steps(low: float, high: float) -> tuple[np.float32, int]:
+    """Scale and shift of a matrix with values from low to high; scale 0 where all are nearly 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / (2 * LIMIT))
+    if scale < 2.0**-100:
+        return np.float32(0), 0
+    return scale, int(np.clip(np.rint(-LIMIT - low / scale), -LIMIT, LIMIT))

@@ -97,8 +97,10 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)  # each (B, H, T, d)
         if self.relative_bias is not None and buckets is not None:
             mask = mask + F.embedding(buckets, self.relative_bias).permute(2, 0, 1)  # (B, H, T, T)
-        if self.qkv.output_scales is not None:
-            y = _int8_attention(q, k, v, mask, self.qkv.output_scales)
+        watched = self.qkv.output_quantizer  # while training
+        scales = self.qkv.output_scales if watched is None else watched(q, k, v)
+        if scales is not None:
+            y = _int8_attention(q, k, v, mask, scales)
         else:
             # Plain products: torch 2.13's fused attention has a bf16 backward 8x slower than this on CPUs without AMX.
             scores = (q * self.head_size**-0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)  # (B, H, T, T)
@@ -185,7 +187,7 @@ class Encoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) int64 -> what the first layer sees, (B, T, D)."""
-        x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
+        x = self.norm(self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device)))
         x = F.dropout(x, self.dropout, self.training)
         return x if self.projection is None else self.projection(x)
 

@@ -73,8 +73,8 @@ class Linear(nn.Module):
     `form` holds the packed weight once a technique has packed it: then `weight` equals `form.dense()`.
     `activations` says what the engine multiplies with: float32, int8 quantized per token, or (static) int8 in steps of
     `input_scale`. `output_scales`, of an attention's Q, K and V: the steps in which they are multiplied as int8.
-    While training, `weight_quantizer` simulates the weight and `input_quantizer` the input; techniques that set them
-    pack the result and take them away.
+    While training, `weight_quantizer` simulates the weight, `input_quantizer` the input, and `output_quantizer` gives
+    the `output_scales` of q, k and v; techniques that set them pack the result and take them away.
     """
 
     def __init__(self, n_in: int, n_out: int, bias: bool = True):
@@ -87,6 +87,7 @@ class Linear(nn.Module):
         self.output_scales: tuple[float, float, float] | None = None
         self.weight_quantizer: nn.Module | None = None
         self.input_quantizer: nn.Module | None = None
+        self.output_quantizer: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n_in) -> (..., n_out)."""
@@ -101,7 +102,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows looked up by id: (n_rows, dim). `form` as in Linear."""
+    """Rows looked up by id: (n_rows, dim). `form` as in Linear; `weight_quantizer` gets the rows that were looked up."""
 
     def __init__(self, n_rows: int, dim: int):
         super().__init__()
@@ -113,8 +114,11 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (...) int64 -> (..., dim)."""
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        return F.embedding(ids, weight)
+        rows = F.embedding(ids, self.weight)
+        if self.weight_quantizer is None:
+            return rows
+        found: Tensor = self.weight_quantizer(rows.view(-1, rows.shape[-1])).view(rows.shape)
+        return found
 
 
 Matrix = Linear | Embedding

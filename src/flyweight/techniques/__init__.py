@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.int8 import Int8
+from flyweight.techniques.qat import QAT
 from flyweight.techniques.room import Technique
+from flyweight.techniques.trained_codes import TrainedCodes
 
-TECHNIQUES: dict[str, type[Technique]] = {"int8": Int8, "codebook": Codebook}
+TECHNIQUES: dict[str, type[Technique]] = {
+    "int8": Int8,
+    "codebook": Codebook,
+    "trained_codes": TrainedCodes,
+    "qat": QAT,
+}

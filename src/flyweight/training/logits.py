@@ -34,7 +34,7 @@ from flyweight.measure.quality import ANSWER_BLOCK
 from flyweight.model.finetuned import tag_sources
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
-from flyweight.training.losses import Batch, Loss, heads_loss
+from flyweight.training.losses import Batch, heads_loss
 
 ABSENT = -50.0  # of a tag that cannot be meant, where the likeliest tag has 0: e^-50 is 2e-22 of its probability
 LARGEST = 1e30  # differences of larger logits overflow in float32
@@ -166,7 +166,7 @@ def soft_labels_loss(
     *,
     temperature: float = 2.0,
     soft: float = 0.8,
-) -> Loss:
+) -> SoftLabels:
     """(1 - s) labels_loss + s T^2 [ KL(p_T || q_T) of intents + mean over words of KL(p_T || q_T) of tags ].
 
     p_T, q_T: softmax(logits / T) of teacher and student; T^2 (it is applied here) keeps the gradient's size whatever T.
@@ -197,10 +197,10 @@ def soft_labels_loss(
             for e, t in zip(encoded, taught, strict=True)
         ]
     labelled = torch.tensor([m.intent is not None or bool(m.entities) for m in messages])
-    return _SoftLabels(intents, tags, labelled, temperature, soft)
+    return SoftLabels(intents, tags, labelled, temperature, soft)
 
 
-class _SoftLabels:
+class SoftLabels:
     """See soft_labels_loss. intents (N, C); tags: N of (W, n_tags), NaN where the teacher saw no such word.
 
     labelled (N,) bool: a message without intent and entities is plain text, whose words have no hard tags, not even O.
@@ -216,7 +216,11 @@ class _SoftLabels:
         self.__name__ = f"soft_labels {temperature} {soft} {found.hexdigest()}"
 
     def __call__(self, model: NLUModel, batch: Batch) -> Tensor:
-        logits, hidden = model(batch.ids, batch.mask)
+        """The loss of a batch."""
+        return self.of(model, batch, *model(batch.ids, batch.mask))
+
+    def of(self, model: NLUModel, batch: Batch, logits: Tensor, hidden: Tensor) -> Tensor:
+        """The loss of a forward pass already made: intent logits (B, C), hidden states (B, T, D)."""
         rows, T = batch.rows.cpu(), self.temperature
         loss = _kl(self.intents[rows].to(logits.device), logits, T)
         if self.tags is not None and model.tag_head is not None and len(batch.tags):

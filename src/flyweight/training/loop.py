@@ -35,6 +35,7 @@ from flyweight.model.nlu import NLUModel, pad
 from flyweight.progress import bar
 from flyweight.tokenizer import Encoded
 from flyweight.training.losses import Batch, Loss, labels_loss
+from flyweight.training.quantizers import Quantizer
 
 CHECKPOINT = "training.pt"
 BUCKET_BATCHES = 50  # batches whose messages are sorted by length together
@@ -245,6 +246,7 @@ class _Run:
         messages = [fingerprint(train), fingerprint(validation), texts]
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
         made_of = [asdict(self.settings), loss, self.model.describe(), self.model.tokenizer.sha256]
+        made_of += [repr(m) for m in self.model.modules() if isinstance(m, Quantizer)]
         found = hashlib.sha256(json.dumps([messages, made_of], sort_keys=True).encode())
         for p in self.model.parameters():
             found.update(p.detach().cpu().numpy().tobytes())

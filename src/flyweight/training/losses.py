@@ -1,4 +1,5 @@
-"""What a training minimises: functions of (model, batch). See also soft_labels_loss in logits.py.
+"""What a training minimises: functions of (model, batch). See also soft_labels_loss in logits.py and
+hidden_states_loss in hidden.py.
 
 labels   CE(intent) + CE(tags)
 """

@@ -1,0 +1,66 @@
+"""Training a model whose matrices have quantizers, and packing what comes out: shared by trained codes and QAT."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from flyweight.data.messages import Message, NLUData
+from flyweight.model.nlu import NLUModel
+from flyweight.training.hidden import hidden_states_loss
+from flyweight.training.logits import soft_labels_loss
+from flyweight.training.loop import TrainingSettings, fit
+from flyweight.training.losses import Loss
+from flyweight.training.quantizers import Quantizer, RealTokens, pack_quantized, with_mask
+
+Distil = Literal["logits", "hidden"] | None
+
+
+def fit_quantized(
+    model: NLUModel,
+    data: NLUData,
+    settings: TrainingSettings,
+    *,
+    teacher: NLUModel,
+    distil: Distil,
+    loss: Loss,
+    tokens: RealTokens | None = None,
+    device: str = "auto",
+    folder: str | None = None,
+    progress: bool = True,
+) -> NLUModel:
+    """`fit` on data.train, the epoch chosen on data.validation, then the quantizers' forms packed (in place).
+
+    distil: None trains with `loss`; logits and hidden learn from `teacher` (see training/logits.py, hidden.py).
+    tokens: what the model's static quantizers share. folder: an interrupted training resumes from a folder within, and
+    a finished one is not trained again. Errors: ConfigError for hidden states of a teacher of another shape.
+    """
+    train, validation = (_known(model, part) for part in (data.train, data.validation))
+    if distil == "hidden":
+        loss = hidden_states_loss(teacher, model, train, progress)
+    elif distil == "logits":
+        loss = soft_labels_loss(teacher, model, train, progress)
+    if tokens is not None:
+        loss = with_mask(loss, tokens)
+    kept = None if folder is None else Path(folder) / f"quantized-{_key(model, settings, loss)}"
+    fit(model, train, validation, settings, loss=loss, device=device, folder=kept, progress=progress)
+    return pack_quantized(model)
+
+
+def _known(model: NLUModel, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages; for a model without intents, theirs are left out."""
+    if model.labels.intents:
+        return tuple(messages)
+    return tuple(replace(m, intent=None) for m in messages)
+
+
+def _key(model: NLUModel, settings: TrainingSettings, loss: Loss) -> str:
+    """A name for the training of these weights with these quantizers, settings and loss."""
+    quantizers = [repr(m) for m in model.modules() if isinstance(m, Quantizer)]
+    found = hashlib.sha256(repr([settings, getattr(loss, "__name__", ""), quantizers]).encode())
+    for p in model.parameters():
+        found.update(p.detach().cpu().numpy().tobytes())
+    return found.hexdigest()[:10]
