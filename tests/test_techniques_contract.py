@@ -49,6 +49,27 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"encoder": 16, "embeddings": 3, "heads": 5, "granularity": "group", "group": 3, "start": "quantile"},
         {"encoder": 3, "embeddings": 16, "heads": 16, "sensitivity": "fisher", "start": "kmeans++"},
     ],
+    "trained_codes": [
+        {"epochs": 1},
+        {"encoder": 2, "embeddings": 2, "heads": 2, "epochs": 1, "distil": "logits"},
+        {"encoder": 3, "embeddings": 5, "heads": None, "granularity": "matrix", "epochs": 1, "distil": None},
+        {"encoder": 4, "embeddings": None, "heads": 16, "epochs": 2, "reassign": 3, "learning_rate": 0.01},
+        {"encoder": 16, "embeddings": 16, "heads": 3, "epochs": 1, "reassign": None},
+    ],
+    "static_int8": [
+        {"n_messages": 32, "fallback": None},
+        {"n_messages": 16, "fallback": None, "calibration": "min-max", "attention": False, "smooth": 0.5},
+        {"n_messages": 40, "fallback": 1e-12, "calibration": "entropy", "embeddings": False},
+        {"n_messages": 48, "fallback": None, "calibration": "average", "heads": False},
+        {"n_messages": 48, "fallback": 0.9, "calibration": "p99.99", "smooth": 0.25},
+    ],
+    "qat": [
+        {"epochs": 1},
+        {"epochs": 1, "granularity": "matrix", "activations": "float"},
+        {"epochs": 2, "activations": "static", "delay": 0.5},
+        {"epochs": 1, "activations": "static", "ranges": "lsq", "delay": 0.0, "distil": "logits"},
+        {"epochs": 1, "granularity": "matrix", "ranges": "lsq", "embeddings": False, "learning_rate": 0.001},
+    ],
 }
 # (settings, the field at fault, what is allowed)
 BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
@@ -71,6 +92,57 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
             for v in (1, 0, 4097, None, 16.0, "16", True)
         ),
         *(({"activations": v}, "activations", "allowed: int8, float") for v in ("int4", None, 8, "float32")),
+    ],
+    "trained_codes": [
+        *(
+            ({name: v}, name, "allowed: none, or a whole number from 2 to 256")
+            for name in ("encoder", "embeddings", "heads")
+            for v in (1, 257, 16.0, "16", True)
+        ),
+        *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("group", None, 2)),
+        *(({"epochs": v}, "epochs", "allowed: a whole number from 1 to 1000") for v in (0, 1001, None, 2.0, True)),
+        *(
+            ({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1")
+            for v in (0, 1, -0.1, "fast", None, True, float("nan"))
+        ),
+        *(({"distil": v}, "distil", "allowed: none, logits, hidden") for v in ("all", "none", True)),
+        *(
+            ({"reassign": v}, "reassign", "allowed: none, or a whole number from 1 to 100000")
+            for v in (0, 100_001, 1.0, "1", True)
+        ),
+    ],
+    "static_int8": [
+        *(
+            ({"calibration": v}, "calibration", "allowed: min-max, average, p99.9, p99.99, mse, entropy")
+            for v in ("kl", "minmax", None, 99.9, True)
+        ),
+        *(
+            ({"n_messages": v}, "n_messages", "allowed: a whole number from 16 to 100000")
+            for v in (15, 0, -1, 100_001, 16.0, "16", None, True)
+        ),
+        *(
+            ({name: v}, name, "allowed: none, or a number above 0 and below 1")
+            for name in ("smooth", "fallback")
+            for v in (0, 1, 0.0, 1.0, -0.5, "auto", True, False, float("nan"), float("inf"))
+        ),
+        *(
+            ({name: v}, name, "allowed: true, false")
+            for name in ("attention", "embeddings", "heads")
+            for v in (1, 0, None, "yes")
+        ),
+    ],
+    "qat": [
+        *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("group", None, 2)),
+        *(({"activations": v}, "activations", "allowed: dynamic, static, float") for v in ("int8", None, 8)),
+        *(({"ranges": v}, "ranges", "allowed: ema, lsq") for v in ("minmax", None, True)),
+        *(
+            ({"delay": v}, "delay", "allowed: a number from 0 to below 1")
+            for v in (-0.1, 1, 1.5, None, "none", True, float("nan"))
+        ),
+        *(({"embeddings": v}, "embeddings", "allowed: true, false") for v in (1, 0, None, "yes")),
+        *(({"epochs": v}, "epochs", "allowed: a whole number from 1 to 1000") for v in (0, 1001, None, 2.0)),
+        *(({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1") for v in (0, 1, None)),
+        *(({"distil": v}, "distil", "allowed: none, logits, hidden") for v in ("soft", True)),
     ],
 }
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name, all_ in SETTINGS.items() for i in range(len(all_))]
@@ -290,18 +362,22 @@ def test_the_file_answers_like_the_model(of: str, name: str, i: int, applied: Ap
 def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: bool) -> dict[str, Any]:
     """What a room's settings promise of a matrix: form, activations, and bytes by (rows, columns)."""
     plain = {"form": "float32", "activations": "float", "bytes": {"values": lambda r, c: 4 * r * c}}
-    if name == "int8":
-        if part != "encoder" and not settings.get(part, True):
+    if name in ("int8", "static_int8", "qat"):
+        if part != "encoder" and not settings.get(part, True) and (name != "qat" or is_embedding):
             return plain
-        per = settings.get("granularity", "row")
+        per = "row" if name == "qat" and is_embedding else settings.get("granularity", "row")
         scales = (lambda r, c: 4 * r) if per == "row" else (lambda r, c: 4)
         sizes: dict[str, Any] = {"q": lambda r, c: r * c, "scale": scales}
-        return {"form": "int8", "per": per, "activations": "float" if is_embedding else "int8", "bytes": sizes}
-    k = settings.get(part, {"encoder": 16, "embeddings": 256, "heads": 256}[part])
+        multiplied = "static" if name == "static_int8" and settings["fallback"] != 1e-12 else "int8"
+        if name == "qat":
+            multiplied = settings.get("activations", "dynamic").replace("dynamic", "int8")
+        return {"form": "int8", "per": per, "activations": "float" if is_embedding else multiplied, "bytes": sizes}
+    k = settings.get(part, {"encoder": 4 if name == "trained_codes" else 16, "embeddings": 256, "heads": 256}[part])
     if k is None:
         return plain
-    bits = {2: 1, 3: 2, 5: 3, 16: 4, 256: 8}[k]
-    per = "matrix" if k > 64 else settings.get("granularity", "row")
+    bits = {2: 1, 3: 2, 4: 2, 5: 3, 16: 4, 256: 8}[k]
+    shared = k > 64 or (name == "trained_codes" and is_embedding)
+    per = "matrix" if shared else settings.get("granularity", "row")
     integer = settings.get("activations", "int8") == "int8" and not is_embedding
     group = {"row": 1, "group": settings.get("group", 16)}.get(per)
     tables = (lambda r: -(-r // group)) if group else (lambda r: 1)
@@ -334,6 +410,8 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         if rows * columns == 0:  # a part that was cut off: nothing is stored of it but a table or a scale
             claimed.pop("per", None)
             claimed.pop("rows", None)
+            if claimed["activations"] == "static":  # nothing is multiplied, nothing was seen
+                claimed["activations"] = "int8"
         assert {k: entry[k] for k in claimed} == claimed, matrix
         stored = {k[len(matrix) + 1 :]: a for k, a in file.arrays.items() if k.startswith(f"{matrix}.")}
         bias = stored.pop("bias", None)
@@ -342,7 +420,8 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         bits = code_bits(claimed["centres"]) if "centres" in claimed else 8
         kind = (claimed["form"], claimed["activations"])
         in_panels = matrix not in LOOKED_UP and (
-            kind in (("float32", "float"), ("int8", "int8")) or (kind == ("codes", "int8") and bits in (1, 2, 4))
+            kind in (("float32", "float"), ("int8", "int8"), ("int8", "static"))
+            or (kind == ("codes", "int8") and bits in (1, 2, 4))
         )
         assert entry["layout"] == ("panels" if in_panels else "rows"), matrix
         for part_name, a in stored.items():
@@ -356,7 +435,7 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         assert np.array_equal(file.form(matrix).dense(), module.weight.detach().numpy())
         seen.add(claimed["form"])
     assert entries == {}
-    assert seen - {"float32"} == {"int8" if name == "int8" else "codes"}
+    assert seen - {"float32"} == {"codes" if name in ("codebook", "trained_codes") else "int8"}
     assert child.n_parameters() == parent.n_parameters()
     assert (
         sum(a.nbytes for k, a in file.arrays.items() if k != "tokenizer.json" and "golden" not in k)
