@@ -27,6 +27,7 @@ from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.int8 import Int8
 
 QUICK = Codebook(encoder=4, embeddings=4, heads=4)
+ALLOWED = ", ".join(TECHNIQUES)
 
 # words ---------------------------------------------------------------------------------------------------------------
 
@@ -51,9 +52,9 @@ def test_parse(words: list[str], steps: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("int4", "technique 'int4' is unknown; allowed: int8, codebook"),
-        ("", "technique '' is unknown; allowed: int8, codebook"),
-        ("Int8", "technique 'Int8' is unknown; allowed: int8, codebook"),
+        ("int4", f"technique 'int4' is unknown; allowed: {ALLOWED}"),
+        ("", f"technique '' is unknown; allowed: {ALLOWED}"),
+        ("Int8", f"technique 'Int8' is unknown; allowed: {ALLOWED}"),
         ("int8:granularity", "technique 'int8:granularity': 'granularity' has no value; write int8:setting=value,..."),
         ("codebook:k=4", "codebook has no setting 'k'; allowed: encoder, embeddings, heads, granularity, activations"),
         ("codebook:encoder=1", "codebook: encoder is 1; allowed: none, or a whole number from 2 to 256"),
@@ -98,8 +99,8 @@ def test_load(tmp_path: Path) -> None:
         ("techniques: [{int8: {}, codebook: {}}]", "is no technique; allowed: a name, or name: {setting: value}"),
         ("techniques: [{int8: matrix}]", "is no technique; allowed: a name, or name: {setting: value}"),
         ("techniques: [3]", "3 is no technique; allowed: a name, or name: {setting: value}"),
-        ("techniques: [{3: {}}]", "technique '3' is unknown; allowed: int8, codebook"),
-        ("techniques: [prune]", "technique 'prune' is unknown; allowed: int8, codebook"),
+        ("techniques: [{3: {}}]", f"technique '3' is unknown; allowed: {ALLOWED}"),
+        ("techniques: [prune]", f"technique 'prune' is unknown; allowed: {ALLOWED}"),
         ("techniques: [{codebook: {3: 4}}]", "codebook has no setting '3'; allowed: encoder"),
         ("techniques: [{codebook: {encoder: yes}}]", "codebook: encoder is True; allowed: none, or a whole number"),
         ("techniques: [!!python/object:os.system {}]", "is no YAML"),
@@ -131,7 +132,7 @@ def test_load_refuses_what_is_no_text_file(tmp_path: Path) -> None:
 
 def test_no_technique_is_an_error(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     for nothing in ([], Recipe(())):
-        with pytest.raises(ConfigError, match="no technique given; allowed: int8, codebook"):
+        with pytest.raises(ConfigError, match=f"no technique given; allowed: {ALLOWED}"):
             compress(tiny_model, tiny_data, nothing, progress=False)
 
 
@@ -266,8 +267,13 @@ def test_a_receipt_holds_what_is_measured(tiny_data: NLUData, tiny_model: NLUMod
     receipt = small.card.steps[-1]
     assert set(receipt) == {
         *("technique", "settings", "n_parameters", "file_bytes", "quality", "latency_ms", "parent_ms"),
-        *("engine", "minutes", "peak_memory_mb", "part", "repacked"),
+        *("engine", "minutes", "peak_memory_mb", "part", "bits", "repacked"),
     }
+    assert receipt["bits"].pop("embeddings.words") == receipt["bits"].pop("embeddings.positions") == 3
+    assert receipt["bits"].pop("heads.intent") == 3  # a similarity head holds label embeddings
+    assert receipt["bits"].pop("heads.tags") == 32
+    assert set(receipt["bits"].values()) == {1}
+    assert len(receipt["bits"]) == 4 * len(tiny_model.encoder.layers)
     assert TECHNIQUES[receipt["technique"]](**receipt["settings"]) == step
     assert receipt["n_parameters"] == sum(p.numel() for p in tiny_model.parameters())
     assert receipt["engine"] == engine_title()

@@ -37,6 +37,7 @@ N_QUALITY_MESSAGES = 1000
 class Receipt:
     """What one technique did, measured on the exported file and the validation messages.
 
+    bits: of a weight in each matrix, without tables and scales (32: float);
     repacked: matrices that an earlier technique had packed and this one packed anew, so that its work is gone;
     n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
@@ -47,6 +48,7 @@ class Receipt:
     technique: str
     settings: dict[str, Any]
     part: str
+    bits: dict[str, int]
     repacked: int
     n_parameters: int
     file_bytes: int
@@ -191,6 +193,7 @@ def make_receipt(
             technique=name_of(step),
             settings=dict(vars(step)),
             part=part,
+            bits={name: 32 if m.form is None else m.form.bits for name, m, _ in child.matrices()},
             repacked=_repacked(before, child),
             n_parameters=child.n_parameters(),
             file_bytes=disk_bytes(path),

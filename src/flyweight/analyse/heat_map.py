@@ -11,7 +11,7 @@ import numpy as np
 from flyweight.analyse.sensitivity import Cell, Sensitivity
 from flyweight.errors import MissingExtraError
 
-KL_RANGE = (1e-5, 1.0)  # nats, ends of the colours: rounding noise, and answers that have little to do with the model's
+KL_RANGE = (1e-4, 1.0)  # nats, ends of the colours: rounding noise, and answers that have little to do with the model's
 LOSS_RANGE = (0.1, 20.0)  # percent, likewise
 METRIC_TITLES = {"intent_macro_f1": "macro-F1 lost, %", "span_f1": "span F1 lost, %"}
 
@@ -58,7 +58,11 @@ def _panels(found: Sensitivity) -> list[Panel]:
         return warmth(100 * cell.n_flips / found.n_messages, *LOSS_RANGE)
 
     return [
-        ("KL to the float model, nats", lambda cell: warmth(cell.kl, *KL_RANGE), lambda cell: kl_text(cell.kl)),
+        (
+            "KL to the float model, 1/1000 nats",
+            lambda cell: warmth(cell.kl, *KL_RANGE),
+            lambda cell: kl_text(1000 * cell.kl),
+        ),
         *(loss(metric) for metric in found.metrics),
         (f"answers changed, of {found.n_messages}", flips, lambda cell: str(cell.n_flips)),
     ]
@@ -91,9 +95,7 @@ def loss_text(percent: float) -> str:
 
 
 def kl_text(kl: float) -> str:
-    """Two digits, as short as they can be: `3.9`, `0.17`, `.0014`, `2e-5`."""
-    if kl < 5e-7:
-        return "0"
-    if kl < 1e-3:
-        return f"{kl:.0e}".replace("e-0", "e-")
-    return f"{kl:.2g}".replace("0.", ".", 1) if kl < 0.1 else f"{kl:.2g}"
+    """Two digits at least, none behind the point from 10 on: `3900`, `25`, `1.4`, `0.02`, `0`."""
+    if kl >= 10:
+        return f"{kl:.0f}"
+    return f"{kl:.1f}" if kl >= 1 else f"{kl:.2f}" if kl >= 0.005 else "0"

@@ -80,32 +80,33 @@ def print_heat_map(found: Sensitivity, title: str) -> None:
     names = [show.METRIC_NAMES[m] for m in found.metrics]
     print(title)
     print(
-        f"in each cell: {''.join(f'{name} lost in %, ' for name in names)}answers changed; colour: KL, 1e-5 to 1 nats"
+        f"in each cell: {''.join(f'{name} lost in %, ' for name in names)}answers changed; colour: KL, 0.0001 to 1 nats"
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
+    columns = [_column(found, bits) for bits in found.bits]
     table.add_column("part", no_wrap=True)
     for bits in found.bits:
-        table.add_column(Text(f"{bits} bits " if bits > 1 else "1 bit "), justify="right", no_wrap=True)
-    sizes = [max(len(line) for line in column) for column in zip(*(_lines(found, p) for p in found.parts), strict=True)]
-    for part in found.parts:
-        cells = [found.cell(part, bits) for bits in found.bits]
-        lines = [line.rjust(n + 2) + " " for line, n in zip(_lines(found, part), sizes, strict=True)]
-        table.add_row(f"{part}  ", *(Text(x, style=_style(cell)) for x, cell in zip(lines, cells, strict=True)))
+        table.add_column(f"{bits} bits " if bits > 1 else "1 bit ", justify="right", no_wrap=True)
+    for y, part in enumerate(found.parts):
+        cells = [
+            Text(texts[y], style=_style(found.cell(part, b))) for b, texts in zip(found.bits, columns, strict=True)
+        ]
+        table.add_row(f"{part}  ", *cells)
     console = Console(
         width=None if sys.stdout.isatty() else show.PIPE_WIDTH, markup=False, emoji=False, highlight=False
     )
-    console.width = max(console.width, max(map(len, found.parts)) + 2 + sum(sizes) + 3 * len(sizes))
+    needed = max(map(len, found.parts)) + 2 + sum(len(texts[0]) + 1 for texts in columns)
+    console.width = max(console.width, needed)
     console.print(table)
 
 
-def _lines(found: Sensitivity, part: str) -> list[str]:
-    """What stands in the cells of a row."""
-    rows = []
-    for bits in found.bits:
-        cell = found.cell(part, bits)
-        losses = [f"{found.loss_percent(cell, metric):5.1f}" for metric in found.metrics]
-        rows.append(" ".join([*losses, f"{cell.n_flips:3}"]))
-    return rows
+def _column(found: Sensitivity, bits: int) -> list[str]:
+    """What stands in the cells of one width, part by part, number under number."""
+    cells = [found.cell(part, bits) for part in found.parts]
+    numbers = [[f"{round(found.loss_percent(cell, metric), 1) + 0.0:.1f}" for cell in cells] for metric in found.metrics]
+    numbers.append([str(cell.n_flips) for cell in cells])
+    wide = [max(map(len, column)) for column in numbers]
+    return [f"  {' '.join(x.rjust(n) for x, n in zip(row, wide, strict=True))} " for row in zip(*numbers, strict=True)]
 
 
 def _style(cell: Cell) -> str:

@@ -27,6 +27,11 @@ class Float32:
         """Bytes stored in rows."""
         return self.values.nbytes
 
+    @property
+    def bits(self) -> int:
+        """Bits of a weight."""
+        return 32
+
     def dense(self) -> np.ndarray:
         """(R, C) float32."""
         return self.values

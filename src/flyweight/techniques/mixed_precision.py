@@ -1,0 +1,170 @@
+"""Mixed precision: every matrix gets its own number of bits; those that bear it get fewer.
+
+    minimise sum_m kl[m, b_m]  with  sum_m cost[m, b_m] <= budget          b_m in 8, 4, 3, 2, 1
+
+kl: the sensitivity of matrix m at b bits (see analyse/sensitivity.py), measured with all others float; cost: bits a
+weight, bytes in the file, or milliseconds of the engine on this machine; solved exactly as a multiple-choice knapsack.
+Small losses of single matrices nearly add up; large ones do not, so a bound on F1 is held to the whole model's
+measured F1, not to the sum.
+
+Changes: 8 bits: int8 rows; fewer: k-means codes with int8 centres, one table a row; int8 activations. Codes of 3 bits
+save bytes, not time (the engine multiplies them as int8). Embedding rows cost bytes, no time.
+Needs: messages (their labels only for a bound on F1).  Gives up: nothing is trained afterwards.
+Sources: knapsack: Kellerer, Pferschy & Pisinger 2004; bits by measured sensitivity: Dong et al. 2019, arXiv:1905.03696.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from flyweight.analyse.costs import file_bytes, milliseconds, other_bytes, stored_bytes
+from flyweight.analyse.knapsack import Frontier, frontier
+from flyweight.analyse.quantized import BITS, Quantized, set_bits
+from flyweight.analyse.sensitivity import Measured, loss_percent, matrices_of, sensitivity
+from flyweight.data.messages import Message
+from flyweight.data.splits import sample
+from flyweight.errors import ConfigError
+from flyweight.model.nlu import NLUModel
+from flyweight.techniques.room import Run, check_choice
+
+BUDGETS = ("max_average_bits", "max_size_mb", "max_ms", "max_f1_drop")
+AVERAGE_BITS = 3.0
+N_CHECKED = 1000  # messages that a bound on F1 is held to, as many as a receipt is measured on
+Table = dict[str, int]  # matrix -> bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision:
+    """Bits by sensitivity, under one budget; without any: max_average_bits=3.
+
+    max_average_bits: mean bits a weight of the encoder's matrices, tables and scales included; embeddings and heads
+    are int8 then
+    max_size_mb: of the file, in 10^6 bytes
+    max_ms: mean milliseconds of a message in the native engine on this machine, tokenizer included, one thread
+    max_f1_drop: percent of macro-F1 and of span F1, measured on the validation messages; the smallest file within it
+    lowest_bits: no matrix gets fewer
+    messages: sensitivity is measured on at most about so many
+    """
+
+    max_average_bits: float | None = None
+    max_size_mb: float | None = None
+    max_ms: float | None = None
+    max_f1_drop: float | None = None
+    lowest_bits: int = 1
+    messages: int = 500
+    ZERO: ClassVar[dict[str, Any] | None] = None  # int8 rounds at the least
+
+    def __post_init__(self) -> None:
+        for name in BUDGETS:
+            value = getattr(self, name)
+            if value is not None and (type(value) not in (int, float) or not 0 < value < float("inf")):
+                raise ConfigError(f"mixed_precision: {name} is {value!r}; allowed: none, or a number above 0")
+        check_choice("mixed_precision", "lowest_bits", self.lowest_bits, (1, 2, 3, 4))
+        if type(self.messages) is not int or self.messages < 1:
+            raise ConfigError(f"mixed_precision: messages is {self.messages!r}; allowed: a whole number from 1")
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"mixed_precision: {' and '.join(given)} are given; give one budget")
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The field that is given, and its value."""
+        for name in BUDGETS:
+            if (value := getattr(self, name)) is not None:
+                return name, float(value)
+        return "max_average_bits", AVERAGE_BITS
+
+    def apply(self, model: NLUModel, run: Run) -> NLUModel:
+        """A copy with packed matrices. MiniLM takes minutes: a forward pass a matrix and width; packed ones start over.
+
+        Errors: ConfigError where the budget is below what the fewest bits need, or no native engine is there to time.
+        """
+        model = model.copy().to("cpu").unpack().eval()
+        messages = run.data.validation or run.data.train
+        forms = Quantized(model)
+        bits = [b for b in BITS if b >= self.lowest_bits]
+        found = sensitivity(
+            model,
+            sample(messages, self.messages),
+            parts=matrices_of(model),
+            bits=bits,
+            quantized=forms,
+            folder=run.folder,
+            progress=run.progress,
+        )
+        losses = [[found.cell(name, b).kl for b in bits] for name, _, _ in model.matrices()]
+        if self.budget[0] == "max_f1_drop":
+            best = frontier(losses, _costs(model, "max_size_mb", bits))
+            table = self._within_drop(best, bits, forms, sample(messages, N_CHECKED))
+        else:
+            table = self._within_budget(model, run, losses, bits)
+        packed = forms.of(table)
+        for name, module, _ in model.matrices():
+            set_bits(module, packed[name])
+        return model
+
+    def _within_budget(self, model: NLUModel, run: Run, losses: list[list[float]], bits: list[int]) -> Table:
+        """The least predicted loss within a budget of bits, bytes or milliseconds."""
+        name, limit = self.budget
+        fixed, unit = 0.0, "bits a weight"
+        if name == "max_size_mb":
+            fixed, unit = other_bytes(model) / 1e6, "MB"
+            costs = _costs(model, name, bits)
+        elif name == "max_ms":
+            texts = [m.text for m in sample(run.data.validation or run.data.train, self.messages)]
+            timed = milliseconds(model, texts, bits, run.folder, run.progress)
+            fixed, unit = timed.int8_ms, "ms"
+            costs = [[timed.of(n, m, b) for b in bits] for n, m, _ in model.matrices()]
+        else:
+            costs = _costs(model, name, bits)
+        best = frontier(losses, costs)
+        at = best.within(limit - fixed)
+        if at is None:
+            least = best.costs[0] + fixed
+            raise ConfigError(
+                f"mixed_precision: {name} is {limit:g}; with {bits[-1]} bits or more this model needs at least "
+                f"{least:.3g} {unit}; give more"
+            )
+        return _table(model, bits, best, at)
+
+    def _within_drop(self, best: Frontier, bits: list[int], forms: Quantized, messages: Sequence[Message]) -> Table:
+        """Bisection over the sizes: the smallest that was measured to be within the drop, none smaller was."""
+        _, limit = self.budget
+        measured = Measured(forms.model, messages)
+        q = measured.quality
+
+        def drop(at: int) -> float:
+            cell = measured.cell("all", 0, forms.of(_table(forms.model, bits, best, at)))
+            return max(loss_percent(getattr(q, m), getattr(cell, m)) for m in ("intent_macro_f1", "span_f1"))
+
+        low, high = -1, len(best.costs) - 1  # high is measured to be within, low is measured not to be, or -1
+        least = drop(high)
+        if least > limit:
+            raise ConfigError(
+                f"mixed_precision: max_f1_drop is {limit:g}; with {bits[0]} bits everywhere this model loses "
+                f"{least:.3g}% already; give more"
+            )
+        while high - low > 1 and (low < 0 or best.costs[high] > 1.005 * best.costs[low]):
+            middle = (low + high) // 2
+            low, high = (low, middle) if drop(middle) <= limit else (middle, high)
+        return _table(forms.model, bits, best, high)
+
+
+def _table(model: NLUModel, bits: Sequence[int], best: Frontier, at: int) -> Table:
+    """matrix -> bits of one point."""
+    names = [name for name, _, _ in model.matrices()]
+    return {name: bits[choice] for name, choice in zip(names, best.choices[at], strict=True)}
+
+
+def _costs(model: NLUModel, budget: str, bits: Sequence[int]) -> list[list[float]]:
+    """A row a matrix: MB in the file, or its share in the encoder's mean bits a weight."""
+    if budget == "max_size_mb":
+        return [[file_bytes(name, module, b) / 1e6 for b in bits] for name, module, _ in model.matrices()]
+    n_weights = sum(module.weight.numel() for _, module, part in model.matrices() if part == "encoder")
+    share = 8 / max(n_weights, 1)
+    return [
+        [share * stored_bytes(module, b) if part == "encoder" else 0.0 for b in bits]
+        for _, module, part in model.matrices()
+    ]
