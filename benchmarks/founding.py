@@ -62,7 +62,7 @@ class Results:
         """With the findings, computed anew from the rows."""
         self.found["findings"] = findings(self.found.get("quality", {}))
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
         part.replace(self.path)
 
 
