@@ -27,7 +27,7 @@ from flyweight.errors import ConfigError
 from flyweight.export.fly import contents
 from flyweight.forms import FORMS, Codes
 from flyweight.forms.int8 import int8_rows
-from flyweight.forms.panels import PLANES, Layout
+from flyweight.forms.panels import PLANES
 from flyweight.measure.latency import compare, single_thread
 from flyweight.measure.machine import machine
 from flyweight.model.linear import Embedding, Matrix
@@ -62,22 +62,12 @@ def entry_of(module: Matrix, bits: int) -> dict[str, Any]:
     return {"form": "codes", "centres": 2**bits, "per": "row", "table": "int8"} | shape
 
 
-def stored_bytes(module: Matrix, bits: int) -> int:
-    """Codes, tables and scales, without filling: what "bits a weight" counts."""
-    return sum(_sizes(module, bits, "rows"))
-
-
 def file_bytes(name: str, module: Matrix, bits: int) -> int:
     """Bytes in the file: panels filled up with zeros, each array to 64 bytes."""
-    activations = "float" if isinstance(module, Embedding) else "int8"
-    layout = matrix_layout(name, entry_of(module, bits), activations)
-    return sum(ALIGN * -(-n // ALIGN) for n in _sizes(module, bits, layout))
-
-
-def _sizes(module: Matrix, bits: int, layout: Layout) -> list[int]:
     entry, shape = entry_of(module, bits), (module.weight.shape[0], module.weight.shape[1])
+    layout = matrix_layout(name, entry, "float" if isinstance(module, Embedding) else "int8")
     stored = FORMS[entry["form"]].stored(shape, entry, layout).values()
-    return [math.prod(lie) * np.dtype(dtype).itemsize for dtype, lie in stored]
+    return sum(ALIGN * -(-math.prod(lie) * np.dtype(dtype).itemsize // ALIGN) for dtype, lie in stored)
 
 
 def other_bytes(model: NLUModel) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flyweight.analyse.costs import file_bytes, milliseconds, other_bytes, stored_bytes
+from flyweight.analyse.costs import file_bytes, milliseconds, other_bytes
 from flyweight.analyse.knapsack import Frontier, frontier
 from flyweight.analyse.quantized import BITS, Quantized, set_bits
 from flyweight.analyse.sensitivity import Measured, loss_percent, matrices_of, sensitivity
@@ -39,8 +39,8 @@ Table = dict[str, int]  # matrix -> bits
 class MixedPrecision:
     """Bits by sensitivity, under one budget; without any: max_average_bits=3.
 
-    max_average_bits: mean bits a weight of the encoder's matrices, tables and scales included; embeddings and heads
-    are int8 then
+    max_average_bits: mean bits a weight of the encoder's matrices, without tables and scales (MiniLM: 0.2 bits more);
+    embeddings and heads are int8 then
     max_size_mb: of the file, in 10^6 bytes
     max_ms: mean milliseconds of a message in the native engine on this machine, tokenizer included, one thread
     max_f1_drop: percent of macro-F1 and of span F1, measured on the validation messages; the smallest file within it
@@ -163,8 +163,7 @@ def _costs(model: NLUModel, budget: str, bits: Sequence[int]) -> list[list[float
     if budget == "max_size_mb":
         return [[file_bytes(name, module, b) / 1e6 for b in bits] for name, module, _ in model.matrices()]
     n_weights = sum(module.weight.numel() for _, module, part in model.matrices() if part == "encoder")
-    share = 8 / max(n_weights, 1)
     return [
-        [share * stored_bytes(module, b) if part == "encoder" else 0.0 for b in bits]
+        [b * module.weight.numel() / n_weights if part == "encoder" else 0.0 for b in bits]
         for _, module, part in model.matrices()
     ]
