@@ -32,6 +32,12 @@ from flyweight.techniques import TECHNIQUES, room
 from flyweight.techniques.room import Technique, technique
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "mixed_precision": [
+        {},
+        {"max_size_mb": 0.06},
+        {"max_average_bits": 4.5, "lowest_bits": 2, "messages": 10},
+        {"max_f1_drop": 100},
+    ],
     "int8": [
         {},
         {"granularity": "matrix"},
@@ -73,6 +79,15 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 }
 # (settings, the field at fault, what is allowed)
 BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
+    "mixed_precision": [
+        *(
+            ({name: v}, name, "allowed: none, or a number above 0")
+            for name in ("max_average_bits", "max_size_mb", "max_ms", "max_f1_drop")
+            for v in (0, -1, 0.0, "3", True, float("nan"), float("inf"), [3])
+        ),
+        *(({"lowest_bits": v}, "lowest_bits", "allowed: 1, 2, 3, 4") for v in (0, 5, 8, None, 2.0, True)),
+        *(({"messages": v}, "messages", "allowed: a whole number from 1") for v in (0, -5, 10.0, None, True)),
+    ],
     "int8": [
         *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("column", "Row", None, 1, True)),
         *(({"embeddings": v}, "embeddings", "allowed: true, false") for v in (1, 0, None, "yes", 2.0)),
@@ -375,7 +390,7 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
     k = settings.get(part, {"encoder": 4 if name == "trained_codes" else 16, "embeddings": 256, "heads": 256}[part])
     if k is None:
         return plain
-    bits = {2: 1, 3: 2, 4: 2, 5: 3, 16: 4, 256: 8}[k]
+    bits = {2: 1, 3: 2, 4: 2, 5: 3, 8: 3, 16: 4, 256: 8}[k]
     shared = k > 64 or (name == "trained_codes" and is_embedding)
     per = "matrix" if shared else settings.get("granularity", "row")
     integer = settings.get("activations", "int8") == "int8" and not is_embedding
@@ -388,6 +403,14 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
     if per == "group":
         claimed["rows"] = group
     return claimed | {"activations": "int8" if integer else "float"}
+
+
+def measured_form(bits: int, part: str, is_embedding: bool) -> dict[str, Any]:
+    """The claim of mixed precision on a matrix to which it gave these bits: codes always have int8 centres."""
+    if bits == 8:
+        return claimed_form("int8", {}, part, is_embedding)
+    claimed = claimed_form("codebook", {part: 2**bits, "granularity": "row"}, part, False)
+    return claimed | {"activations": "float" if is_embedding else "int8"}
 
 
 def panels_bytes(part: str, bits: int, rows: int, columns: int) -> int:
@@ -404,6 +427,9 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
     seen, padding = set(), 0
     for matrix, module, part in child.matrices():
         claimed = claimed_form(name, SETTINGS[name][i], part, matrix in LOOKED_UP)
+        if name == "mixed_precision":
+            assert module.form is not None
+            claimed = measured_form(module.form.bits, part, matrix in LOOKED_UP)
         entry, sizes = entries.pop(matrix), claimed.pop("bytes")
         rows, columns = entry["shape"]
         assert (rows, columns) == tuple(module.weight.shape)
@@ -435,7 +461,10 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         assert np.array_equal(file.form(matrix).dense(), module.weight.detach().numpy())
         seen.add(claimed["form"])
     assert entries == {}
-    assert seen - {"float32"} == {"codes" if name in ("codebook", "trained_codes") else "int8"}
+    if name == "mixed_precision":
+        assert "codes" in seen
+    else:
+        assert seen - {"float32"} == {"codes" if name in ("codebook", "trained_codes") else "int8"}
     assert child.n_parameters() == parent.n_parameters()
     assert (
         sum(a.nbytes for k, a in file.arrays.items() if k != "tokenizer.json" and "golden" not in k)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flyweight.runtime.parser import load as load
     from flyweight.techniques.codebook import Codebook as Codebook
     from flyweight.techniques.int8 import Int8 as Int8
+    from flyweight.techniques.mixed_precision import MixedPrecision as MixedPrecision
     from flyweight.techniques.qat import QAT as QAT
     from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
     from flyweight.training.logits import LogitsTeacher as LogitsTeacher
@@ -54,6 +55,7 @@ _PUBLIC = {
     "Receipt": "recipe",
     "Codebook": "techniques.codebook",
     "Int8": "techniques.int8",
+    "MixedPrecision": "techniques.mixed_precision",
     "QAT": "techniques.qat",
     "TrainedCodes": "techniques.trained_codes",
     "save": "export.fly",

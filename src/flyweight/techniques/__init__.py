@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.int8 import Int8
+from flyweight.techniques.mixed_precision import MixedPrecision
 from flyweight.techniques.qat import QAT
 from flyweight.techniques.room import Technique
 from flyweight.techniques.trained_codes import TrainedCodes
@@ -13,4 +14,5 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "codebook": Codebook,
     "trained_codes": TrainedCodes,
     "qat": QAT,
+    "mixed_precision": MixedPrecision,
 }
