@@ -27,7 +27,7 @@ LAYERS = [
     ("artifact",),
     ("answers",),
     ("tokenizer",),
-    ("forms", "positions", "progress", "cores", "data"),
+    ("forms", "positions", "integer_math", "progress", "cores", "data"),
     ("errors",),
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
