@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flyweight.techniques.int8 import Int8 as Int8
     from flyweight.techniques.mixed_precision import MixedPrecision as MixedPrecision
     from flyweight.techniques.qat import QAT as QAT
+    from flyweight.techniques.static_int8 import StaticInt8 as StaticInt8
     from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
     from flyweight.training.logits import LogitsTeacher as LogitsTeacher
     from flyweight.training.loop import TrainingSettings as TrainingSettings
@@ -55,6 +56,7 @@ _PUBLIC = {
     "Receipt": "recipe",
     "Codebook": "techniques.codebook",
     "Int8": "techniques.int8",
+    "StaticInt8": "techniques.static_int8",
     "MixedPrecision": "techniques.mixed_precision",
     "QAT": "techniques.qat",
     "TrainedCodes": "techniques.trained_codes",

@@ -7,10 +7,12 @@ from flyweight.techniques.int8 import Int8
 from flyweight.techniques.mixed_precision import MixedPrecision
 from flyweight.techniques.qat import QAT
 from flyweight.techniques.room import Technique
+from flyweight.techniques.static_int8 import StaticInt8
 from flyweight.techniques.trained_codes import TrainedCodes
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "int8": Int8,
+    "static_int8": StaticInt8,
     "codebook": Codebook,
     "trained_codes": TrainedCodes,
     "qat": QAT,
