@@ -21,6 +21,9 @@ ROW_EXCESS = {2: 0.002, 4: 0.01, 8: 0.02, 16: 0.04}
 # (4000 weights, too slow to repeat here: 0.3% at 100, 1.9% at 256).
 MATRIX_EXCESS = {2: 0.0001, 4: 0.0001, 16: 0.002, 100: 0.002, 256: 0.005}
 
+# 384 Gaussian weights with outliers, weighted log-normally (sigma 2); see the test.
+WEIGHTED_EXCESS = {2: 0.01, 4: 0.05, 16: 0.2}
+
 values = st.lists(st.integers(-100, 100), min_size=1, max_size=9)
 
 
@@ -221,3 +224,86 @@ def test_lloyd_ends_where_no_border_moves() -> None:
         for j in range(4):
             assert (owner == j).any()
             assert c[j] == pytest.approx(row[owner == j].mean(), abs=ROUNDING)
+
+
+# weights and starts ---------------------------------------------------------------------------------------------------
+
+
+def weighted_error(w: np.ndarray, h: np.ndarray, centres: np.ndarray) -> float:
+    """sum_i h_i min_j (w_i - c_j)^2."""
+    return float((h * ((w[:, None] - centres[None, :]) ** 2).min(axis=1)).sum())
+
+
+def test_weighted_centres_by_hand() -> None:
+    """0 1 | 10: (3 * 0 + 1 * 1) / 4 and 10. With 10 light and 1 heavy: 0 | 1 10: (9 * 1 + 0.01 * 10) / 9.01."""
+    w = np.array([[10.0, 0, 1], [10.0, 0, 1]])
+    h = np.array([[2.0, 3, 1], [0.01, 9, 9]])
+    for start in kmeans.STARTS:
+        found = kmeans.centres(w, 2, h, start)
+        assert found[0].tolist() == pytest.approx([0.25, 10], rel=1e-9), start
+    assert kmeans.centres(w[1:], 2, h[1:])[0].tolist() == pytest.approx([0, 9.1 / 9.01], rel=1e-9)
+    assert kmeans.exact(w[1], 2, h[1]).tolist() == pytest.approx([0, 9.1 / 9.01], rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 4, 16])
+@pytest.mark.parametrize("n_rows", [1, 12])
+def test_weighted_rows_are_close_to_the_optimum(n_rows: int, k: int) -> None:
+    w = outlier_rows(n_rows, 384)
+    h = np.random.default_rng(5).lognormal(sigma=2, size=w.shape)
+    found = kmeans.centres(w, k, h)
+    pairs = [
+        (weighted_error(row, g, c), weighted_error(row, g, kmeans.exact(row, k, g)))
+        for row, g, c in zip(w.astype(np.float64), h, found, strict=True)
+    ]
+    excess = np.array([a / b - 1 for a, b in pairs])
+    assert excess.min() >= -1e-6
+    assert excess.mean() <= WEIGHTED_EXCESS[k], f"mean excess {excess.mean():.4f}, largest {excess.max():.4f}"
+
+
+@pytest.mark.parametrize("start", kmeans.STARTS)
+@pytest.mark.parametrize("n_rows", [1, 5])
+def test_equal_weights_are_no_weights(start: kmeans.Start, n_rows: int) -> None:
+    w = outlier_rows(n_rows, 300)
+    plain = kmeans.centres(w, 6, None, start)
+    for h in (np.ones_like(w), 1e-12 * np.ones_like(w), np.zeros_like(w)):
+        assert weighted_error(w[0], np.ones(300), kmeans.centres(w, 6, h, start)[0]) == pytest.approx(
+            weighted_error(w[0], np.ones(300), plain[0]), rel=0.02
+        )
+
+
+@pytest.mark.parametrize("start", kmeans.STARTS)
+@pytest.mark.parametrize("k", [2, 4, 16])
+def test_every_start_ends_where_lloyd_stands_still(start: kmeans.Start, k: int) -> None:
+    w = outlier_rows(4, 200)
+    found = kmeans.centres(w, k, None, start)
+    assert found.shape == (4, k)
+    assert (np.diff(found, axis=1) >= 0).all()
+    rows = kmeans._Rows(np.sort(w, axis=1).astype(np.float64))
+    assert rows.lloyd(found, 1) == pytest.approx(found, abs=1e-9)
+    assert rows.errors(found).sum() >= rows.errors(kmeans.centres(w, k)).sum() * (1 - 1e-9)
+    assert np.array_equal(kmeans.centres(w, k, None, start), found)
+
+
+def test_starts_by_hand() -> None:
+    """Before Lloyd: even steps over the range; the middles of equal parts, by number or by weight."""
+    s = np.array([[0.0, 1, 2, 3, 4, 5, 6, 10]])
+    rows = kmeans._Rows(s)
+    assert kmeans._starts(rows, 3, "linear")[0].tolist() == [[0, 5, 10]]
+    assert kmeans._starts(rows, 2, "quantile")[0].tolist() == [[2, 6]]
+    h = np.array([[8.0, 1, 1, 1, 1, 1, 1, 2]])  # of 16: a quarter of the weight is in 0, three quarters at 4
+    assert kmeans._starts(kmeans._Rows(s, h), 2, "quantile")[0].tolist() == [[0, 5]]
+    drawn = kmeans._starts(rows, 8, "kmeans++")[0]
+    assert drawn.tolist() == s.tolist()  # a value that is a centre already is never drawn again
+
+
+def test_groups_share_what_their_weights_want() -> None:
+    """Rows 0, 1 and rows 2, 3 have one table each, row 4 its own; as if each group were one row."""
+    w = outlier_rows(5, 60)
+    form = kmeans.kmeans_codes(w, 4, "group", False, group=2)
+    assert (form.group, form.table.shape) == (2, (5, 4))
+    for rows in ([0, 1], [2, 3], [4]):
+        wanted = kmeans.centres(w[rows].reshape(1, -1), 4)[0]
+        assert form.table[rows[0]] == pytest.approx(wanted, rel=0.2, abs=0.02)
+        assert (form.table[rows] == form.table[rows[0]]).all()
+    assert kmeans.kmeans_codes(w, 4, "group", False, group=5).table.shape == (1, 4)
+    assert kmeans.kmeans_codes(w, 100, "group", False, group=2).table.shape == (1, 100)

@@ -55,6 +55,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"encoder": 16, "embeddings": 3, "heads": 5, "granularity": "group", "group": 3, "start": "quantile"},
         {"encoder": 3, "embeddings": 16, "heads": 16, "sensitivity": "fisher", "start": "kmeans++"},
     ],
+    "gptq": [
+        {"n_messages": 40, "embeddings": 16},
+        {"encoder": 2, "embeddings": 3, "heads": 16, "grid": "uniform", "damp": 0.1},
+        {"encoder": 256, "embeddings": None, "heads": 256, "grid": "uniform", "n_messages": 1},
+        {"encoder": 3, "embeddings": None, "heads": None, "act_order": False},
+    ],
     "trained_codes": [
         {"epochs": 1},
         {"encoder": 2, "embeddings": 2, "heads": 2, "epochs": 1, "distil": "logits"},
@@ -107,6 +113,23 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
             for v in (1, 0, 4097, None, 16.0, "16", True)
         ),
         *(({"activations": v}, "activations", "allowed: int8, float") for v in ("int4", None, 8, "float32")),
+    ],
+    "gptq": [
+        *(
+            ({name: v}, name, "allowed: none, or a whole number from 2 to 256")
+            for name in ("encoder", "embeddings", "heads")
+            for v in (1, 257, 16.0, "16", True)
+        ),
+        *(({"grid": v}, "grid", "allowed: uniform, kmeans") for v in ("int4", None, 4)),
+        *(
+            ({"n_messages": v}, "n_messages", "allowed: a whole number from 1 to 100000")
+            for v in (0, -1, 100_001, 16.0, "16", None, True)
+        ),
+        *(
+            ({"damp": v}, "damp", "allowed: a number above 0, at most 1")
+            for v in (0, -0.1, 1.5, None, "auto", True, float("nan"))
+        ),
+        *(({"act_order": v}, "act_order", "allowed: true, false") for v in (1, 0, None, "yes")),
     ],
     "trained_codes": [
         *(
@@ -390,6 +413,8 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
     k = settings.get(part, {"encoder": 4 if name == "trained_codes" else 16, "embeddings": 256, "heads": 256}[part])
     if k is None:
         return plain
+    if settings.get("grid") == "uniform" and k > 64 and not is_embedding:  # the steps of int8 themselves
+        return claimed_form("int8", {}, part, is_embedding)
     bits = {2: 1, 3: 2, 4: 2, 5: 3, 8: 3, 16: 4, 256: 8}[k]
     shared = k > 64 or (name == "trained_codes" and is_embedding)
     per = "matrix" if shared else settings.get("granularity", "row")
@@ -464,7 +489,7 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
     if name == "mixed_precision":
         assert "codes" in seen
     else:
-        assert seen - {"float32"} == {"codes" if name in ("codebook", "trained_codes") else "int8"}
+        assert seen - {"float32"} == {claimed_form(name, SETTINGS[name][i], "encoder", False)["form"]}
     assert child.n_parameters() == parent.n_parameters()
     assert (
         sum(a.nbytes for k, a in file.arrays.items() if k != "tokenizer.json" and "golden" not in k)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from flyweight.runtime.parser import Parser as Parser
     from flyweight.runtime.parser import load as load
     from flyweight.techniques.codebook import Codebook as Codebook
+    from flyweight.techniques.gptq import GPTQ as GPTQ
     from flyweight.techniques.int8 import Int8 as Int8
     from flyweight.techniques.mixed_precision import MixedPrecision as MixedPrecision
     from flyweight.techniques.qat import QAT as QAT
@@ -55,6 +56,7 @@ _PUBLIC = {
     "Recipe": "recipe",
     "Receipt": "recipe",
     "Codebook": "techniques.codebook",
+    "GPTQ": "techniques.gptq",
     "Int8": "techniques.int8",
     "StaticInt8": "techniques.static_int8",
     "MixedPrecision": "techniques.mixed_precision",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flyweight.techniques.codebook import Codebook
+from flyweight.techniques.gptq import GPTQ
 from flyweight.techniques.int8 import Int8
 from flyweight.techniques.mixed_precision import MixedPrecision
 from flyweight.techniques.qat import QAT
@@ -14,7 +15,8 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "int8": Int8,
     "static_int8": StaticInt8,
     "codebook": Codebook,
+    "gptq": GPTQ,
+    "mixed_precision": MixedPrecision,
     "trained_codes": TrainedCodes,
     "qat": QAT,
-    "mixed_precision": MixedPrecision,
 }
