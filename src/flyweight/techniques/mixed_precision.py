@@ -122,10 +122,9 @@ class MixedPrecision:
         best = frontier(losses, costs)
         at = best.within(limit - fixed)
         if at is None:
-            least = best.costs[0] + fixed
             raise ConfigError(
-                f"mixed_precision: {name} is {limit:g}; with {bits[-1]} bits or more this model needs at least "
-                f"{least:.3g} {unit}; give more"
+                f"mixed_precision: {name} is {limit:g}; the least for this model with lowest_bits={self.lowest_bits} "
+                f"is {best.costs[0] + fixed:.3g} {unit}; give more"
             )
         return _table(model, bits, best, at)
 

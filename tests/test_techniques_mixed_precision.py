@@ -1,0 +1,228 @@
+"""MixedPrecision: budgets are kept, bytes are the file's, and what cannot be is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_models import VARIANTS, quiet_run, random_model, variant
+
+from flyweight.analyse import costs
+from flyweight.analyse.costs import RESERVE, Milliseconds, file_bytes, milliseconds, other_bytes
+from flyweight.analyse.sensitivity import Cell, Measured
+from flyweight.artifact import read
+from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError
+from flyweight.export.fly import save
+from flyweight.forms import Form
+from flyweight.measure.quality import evaluate
+from flyweight.model.nlu import NLUModel
+from flyweight.recipe import compress
+from flyweight.runtime import native
+from flyweight.techniques import mixed_precision
+from flyweight.techniques.mixed_precision import MixedPrecision
+from flyweight.techniques.room import Run
+
+
+def bits_of(model: NLUModel) -> dict[str, int]:
+    """matrix -> bits of a packed model."""
+    return {name: module.form.bits for name, module, _ in model.matrices() if module.form is not None}
+
+
+def average_bits(model: NLUModel) -> float:
+    """Mean over the encoder's weights."""
+    found = [(m.weight.numel(), m.form.bits) for _, m, part in model.matrices() if part == "encoder" and m.form]
+    return sum(n * b for n, b in found) / sum(n for n, _ in found)
+
+
+@pytest.fixture(scope="module")
+def parent(tiny_model: NLUModel) -> NLUModel:
+    """Layer 0 adds zeros, so its bits cost nothing: a table of few bits must take them there first."""
+    model = random_model(tiny_model, layers=((4, 64), (4, 64)), hidden=64, head_size=16)
+    with torch.no_grad():
+        model.encoder.layers[0].attention.out.weight.zero_()
+        model.encoder.layers[0].ffn.down.weight.zero_()
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(parent: NLUModel, tiny_data: NLUData, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return replace(quiet_run(tiny_data, parent), folder=str(tmp_path_factory.mktemp("run")))
+
+
+# settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_two_budgets_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^mixed_precision: max_size_mb and max_ms are given; give one budget$"):
+        MixedPrecision(max_size_mb=1.0, max_ms=1.0)
+
+
+def test_the_budget() -> None:
+    assert MixedPrecision().budget == ("max_average_bits", 3.0)
+    assert MixedPrecision(max_f1_drop=1).budget == ("max_f1_drop", 1.0)
+
+
+# bits ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1.0, 2.0, 3.0, 4.7, 8.0])
+def test_average_bits_are_kept_and_spent_where_they_matter(limit: float, parent: NLUModel, run: Run) -> None:
+    child = MixedPrecision(max_average_bits=limit).apply(parent, run)
+    found = bits_of(child)
+    assert {found[name] for name in found if not name.startswith("layers.")} == {8}
+    first, last = ([b for name, b in found.items() if name.startswith(f"layers.{i}")] for i in (0, 1))
+    assert set(first) == {1}  # half of the weights, which cost nothing
+    most = min(limit, 4.5)
+    assert most - 0.5 <= average_bits(child) <= most  # a matrix of a twelfth of all weights by 4 bits more: 0.34
+    assert (set(last) == {8}) == (limit > 4.5)
+
+
+def test_no_matrix_gets_fewer_than_the_lowest(parent: NLUModel, run: Run) -> None:
+    found = bits_of(MixedPrecision(max_average_bits=4, lowest_bits=3).apply(parent, run))
+    assert min(found.values()) == 3
+    with pytest.raises(ConfigError) as refused:
+        MixedPrecision(max_average_bits=2.5, lowest_bits=3).apply(parent, run)
+    assert str(refused.value) == (
+        "mixed_precision: max_average_bits is 2.5; the least for this model with lowest_bits=3 is 3 bits a weight; "
+        "give more"
+    )
+
+
+def test_the_table_is_in_the_receipt_and_in_the_file(parent: NLUModel, tiny_data: NLUData, tmp_path: Path) -> None:
+    small = compress(parent, tiny_data, [MixedPrecision(max_average_bits=2.5)], measure=False, progress=False)
+    weights = read(save(small, tmp_path / "bot.fly")).manifest["weights"]
+    wanted = {name: 8 if e["form"] == "int8" else (e["centres"] - 1).bit_length() for name, e in weights.items()}
+    assert small.card.steps[-1]["bits"] == wanted == bits_of(small)
+    assert len(set(wanted.values())) > 2
+
+
+# bytes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("limit", [0.061, 0.066])
+def test_bytes_are_those_of_the_file(
+    name: str, limit: float, tiny_model: NLUModel, tiny_data: NLUData, tmp_path: Path
+) -> None:
+    model = variant(tiny_model, name)
+    child = MixedPrecision(max_size_mb=limit, messages=5).apply(model, quiet_run(tiny_data, model))
+    artifact = read(save(child, tmp_path / "bot.fly"))
+    table = bits_of(child)
+    predicted = 0
+    for matrix, module, _ in child.matrices():
+        stored = [a.nbytes for k, a in artifact.arrays.items() if k.rpartition(".")[0] == matrix and k[-5:] != ".bias"]
+        wanted = sum(64 * -(-n // 64) for n in stored)
+        assert file_bytes(matrix, module, table[matrix]) == wanted, matrix
+        predicted += wanted
+    rest = artifact.size_bytes - predicted
+    assert rest <= other_bytes(model) <= rest + RESERVE + 2048  # and the entries of codes are longer than int8's
+    assert artifact.size_bytes <= limit * 1e6
+
+
+def test_a_size_below_the_smallest(parent: NLUModel, run: Run) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^mixed_precision: max_size_mb is 0\.01; the least .* is 0\.\d+ MB; give more$"
+    ):
+        MixedPrecision(max_size_mb=0.01).apply(parent, run)
+
+
+# milliseconds -------------------------------------------------------------------------------------------------------
+
+
+def test_milliseconds_are_saved_where_they_cost_least(
+    parent: NLUModel, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFN matrices of 4096 weights save 1 us a 1000 weights at 2 bits, attention none; layer 0 does it for nothing."""
+    row = {4: 0.0, 2: -1e-6, 1: -1e-6}
+    fake = Milliseconds(0.1, {"ffn.up": row, "ffn.down": row})
+    monkeypatch.setattr(mixed_precision, "milliseconds", lambda *_: fake)
+    saved = 4096 * 1e-6
+    first, last = ({f"layers.{i}.ffn.{part}" for part in ("up", "down")} for i in (0, 1))
+    for wanted, fewer in ((0.0, first), (1.5, first), (2.5, first), (3.5, first | last)):
+        found = bits_of(MixedPrecision(max_ms=0.1 - wanted * saved).apply(parent, run))
+        low = {name for name, b in found.items() if b < 8}
+        assert first <= low <= fewer | last
+        assert len(low) == max(2, math.ceil(wanted)), wanted
+        assert {found[name] for name in low} == {2}  # one bit would save no more
+    with pytest.raises(ConfigError) as refused:
+        MixedPrecision(max_ms=0.1 - 4.5 * saved).apply(parent, run)
+    assert str(refused.value).endswith(f"with lowest_bits=1 is {0.1 - 4 * saved:.3g} ms; give more")
+
+
+def test_milliseconds_need_the_engine(parent: NLUModel, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_import", lambda: (None, "the native engine was not built"))
+    with pytest.raises(ConfigError, match=r"^milliseconds are those of the native engine, but the native engine was"):
+        MixedPrecision(max_ms=1.0).apply(parent, run)
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native engine is not built")
+def test_milliseconds_are_measured_once(
+    parent: NLUModel, tiny_data: NLUData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [m.text for m in tiny_data.validation]
+    monkeypatch.setattr(costs, "N_CALLS", 3)
+    found = milliseconds(parent, texts, (8, 4, 3, 2, 1), str(tmp_path), progress=False)
+    assert found.int8_ms > 0
+    assert {kind: list(row) for kind, row in found.per_weight.items()} == {kind: [4, 2, 1] for kind in costs.KINDS}
+    [file] = tmp_path.iterdir()
+    assert json.loads(file.read_text())["int8_ms"] == found.int8_ms
+    modules = {name: module for name, module, _ in parent.matrices()}
+    assert found.of("layers.1.ffn.up", modules["layers.1.ffn.up"], 2) == found.per_weight["ffn.up"][2] * 64 * 64
+    assert found.of("layers.1.ffn.up", modules["layers.1.ffn.up"], 3) == 0  # multiplied as int8
+    assert found.of("embeddings.words", modules["embeddings.words"], 1) == 0
+    monkeypatch.setattr(costs, "_measure", None)
+    assert milliseconds(parent, texts, (8, 4, 3, 2, 1), str(tmp_path), progress=False) == found
+    with pytest.raises(TypeError):  # messages of other lengths would be measured
+        milliseconds(parent, texts[1:], (8, 4, 3, 2, 1), str(tmp_path), progress=False)
+
+
+# F1 -----------------------------------------------------------------------------------------------------------------
+
+
+def scored(monkeypatch: pytest.MonkeyPatch, loss: Any) -> list[float]:
+    """Measured F1 of a joint table becomes that of the float model less loss(mean bits) percent; asked means."""
+    measure, asked = Measured.cell, []
+
+    def fake(self: Measured, part: str, bits: int, forms: dict[str, Form]) -> Cell:
+        cell = measure(self, part, bits, forms)
+        if bits:
+            return cell
+        mean = sum(f.bits for f in forms.values()) / len(forms)
+        asked.append(mean)
+        share = 1 - loss(mean) / 100
+        return replace(cell, intent_macro_f1=self.quality.intent_macro_f1 * share, span_f1=self.quality.span_f1)
+
+    monkeypatch.setattr(Measured, "cell", fake)
+    return asked
+
+
+def test_the_smallest_file_within_a_drop_of_f1(parent: NLUModel, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scored(monkeypatch, lambda mean: 10 - mean)
+    child = MixedPrecision(max_f1_drop=5.0).apply(parent, run)
+    chosen = sum(bits_of(child).values()) / len(bits_of(child))
+    assert chosen in asked  # it was measured, as a whole
+    assert 5.0 <= chosen <= 5.0 + 1.5  # the fewest bits that lose at most 5%: a mean of 5, but for the next larger file
+    assert len(asked) < 20
+
+
+def test_a_drop_that_int8_exceeds(parent: NLUModel, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scored(monkeypatch, lambda mean: 3.25)
+    with pytest.raises(ConfigError) as refused:
+        MixedPrecision(max_f1_drop=2).apply(parent, run)
+    wanted = "mixed_precision: max_f1_drop is 2; with 8 bits everywhere this model loses 3.25% already; give more"
+    assert str(refused.value) == wanted
+    assert len(asked) == 1
+
+
+def test_a_real_drop_is_kept(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    child = MixedPrecision(max_f1_drop=3.0).apply(tiny_model, quiet_run(tiny_data, tiny_model))
+    losses = evaluate(child, tiny_data.validation, against=tiny_model).losses
+    assert max(losses[metric].loss_percent for metric in ("intent_macro_f1", "span_f1")) <= 3.0
+    assert child.size_bytes() < 0.25 * tiny_model.size_bytes()
+    assert min(bits_of(child).values()) < 8
