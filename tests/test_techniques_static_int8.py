@@ -23,7 +23,7 @@ from flyweight.training.calibration import CALIBRATIONS, observe
 
 
 def apply(model: NLUModel, data: NLUData, **settings: Any) -> NLUModel:
-    return StaticInt8(**({"n_messages": 60, "fallback": None} | settings)).apply(model, quiet_run(data, model))
+    return StaticInt8(**({"n_messages": 60, "smooth": None, "fallback": None} | settings)).apply(model, quiet_run(data, model))
 
 
 def linears(model: NLUModel) -> dict[str, Linear]:

@@ -56,9 +56,9 @@ class StaticInt8:
     fallback: bound of the relative squared error of the logits against dynamic int8, above 0 and below 1, or None
     """
 
-    calibration: Calibration = "mse"
+    calibration: Calibration = "p99.99"
     n_messages: int = 512
-    smooth: float | None = None
+    smooth: float | None = 0.5
     attention: bool = True
     embeddings: bool = True
     heads: bool = True
