@@ -57,14 +57,15 @@ def measure(model: fw.NLUModel, data: fw.NLUData, rows: dict[str, Any], keep: Ca
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.fly"
-        parent = answers_of(model, path, data.test)
-        for name, recipe in RECIPES.items():
+        parent = answers_of(model, path, messages)
+        for name in recipes:
             if name in rows:
                 continue
+            recipe = RECIPES[name]
             small = fw.compress(model, data, recipe, measure=False, progress=False) if recipe else model
             path.unlink(missing_ok=True)
-            found = answers_of(small, path, data.test)
-            rows[name] = score(found, parent, data.test) | {
+            found = answers_of(small, path, messages)
+            rows[name] = score(found, parent, messages) | {
                 "weight_bytes": small.size_bytes(),
                 "file_bytes": path.stat().st_size,
             }

@@ -112,6 +112,23 @@ def sensitivity() -> str:
     return "\n".join(lines)
 
 
+def seen() -> str:
+    """The findings of 2019 on training messages, beside the test messages."""
+    found = _founding()
+    lines = [
+        "| classifier, data | recipe | loss on training messages | loss on test messages |",
+        "|---|---|--:|--:|",
+    ]
+    for base, name in _sets(found):
+        for recipe in REPORTED:
+            cells = [
+                _loss_cell(_rows_of_seeds(found[part], base, name, recipe + FORM_2019)) for part in ("seen", "quality")
+            ]
+            if cells[0] != "-":
+                lines.append(f"| {BASES[base]}, {name} | {recipe} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def int8() -> str:
     """8 bits: ours and LiteRT's, loss and megabytes."""
     found = _founding()
