@@ -5,7 +5,7 @@
     quality   2 layers x 128 from scratch, and all-mpnet-base-v2 where its training is in the cache, on sara-2019-dedup
               and sara-dedup: k-means with 256 to 2 centres everywhere, or in one part alone, and 8 bits; .fly files,
               answered by the engine (founding_quality.py)
-    seen      the three findings of 2019 on the training messages: what a test file that overlaps with training would show
+    seen      the three findings of 2019 on the training messages: as a test file that overlaps with them would show
     litert    macro-F1 and bytes of LiteRT, TensorFlow Lite's successor: fp32, 8-bit weights, dynamic, full integer
     time      milliseconds and memory: PyTorch, LiteRT, weights rebuilt as floats ("pseudo"), real int8 and codes
 

@@ -45,15 +45,23 @@ def _recipes() -> dict[str, list[Technique]]:
 
 
 RECIPES = _recipes()
+REPORTED = tuple(f"{recipe}, founding form" for recipe in ("everywhere 4", "everywhere 2", "encoder 2, rest 256"))
 
 
-def measure(model: fw.NLUModel, data: fw.NLUData, rows: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
-    """Fill in the recipes that `rows` lacks; `keep` is called after each.
+def measure(
+    model: fw.NLUModel,
+    data: fw.NLUData,
+    messages: Sequence[Message],
+    recipes: Sequence[str],
+    rows: dict[str, Any],
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Fill in the recipes that `rows` lacks, on these messages; `keep` is called after each.
 
     A row: scores, loss against the float file, intent flips; weight_bytes (matrices and vectors), file_bytes (with the
     tokenizer and golden samples).
     """
-    if all(name in rows for name in RECIPES):
+    if all(name in rows for name in recipes):
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.fly"
