@@ -1,4 +1,4 @@
-"""GPTQ: round a matrix column by column; what a column loses, the columns not yet rounded make good.
+"""GPTQ: round a matrix column by column; what a column loses, the columns not yet rounded compensate.
 
     minimise |W X - Q X|^2 over Q on a grid;   H = 2 X X^T + damp mean(diag(2 X X^T)) I,  U = upper Cholesky of H^-1
     for each column j:   q_j = nearest(w_j),   e_j = (w_j - q_j) / U[j, j],   w_k -= U[j, k] e_j for all k > j
