@@ -18,12 +18,13 @@ from flyweight.runtime.reference import rms_difference
 from flyweight.techniques import static_int8
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.int8 import Int8
-from flyweight.techniques.static_int8 import StaticInt8, calibration_messages, smooth, smoothing
+from flyweight.techniques.static_int8 import StaticInt8, chosen_messages, smooth, smoothing
 from flyweight.training.calibration import CALIBRATIONS, observe
 
 
 def apply(model: NLUModel, data: NLUData, **settings: Any) -> NLUModel:
-    return StaticInt8(**({"n_messages": 60, "smooth": None, "fallback": None} | settings)).apply(model, quiet_run(data, model))
+    step = StaticInt8(**({"n_messages": 60, "smooth": None, "fallback": None} | settings))
+    return step.apply(model, quiet_run(data, model))
 
 
 def linears(model: NLUModel) -> dict[str, Linear]:
@@ -108,16 +109,14 @@ def test_float_centres_stay_as_they_are(tiny_data: NLUData, tiny_model: NLUModel
 
 def test_messages_are_drawn_by_the_seed(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     def ids(seed: int, n: int) -> list[list[int]]:
-        run = quiet_run(tiny_data, tiny_model)
-        object.__setattr__(run, "seed", seed)
-        return [e.ids.tolist() for e in calibration_messages(tiny_model, run, n)]
+        return [e.ids.tolist() for e in chosen_messages(tiny_model, tiny_data.train, n, seed)]
 
     every = [tiny_model.tokenizer.encode(m.text).ids.tolist() for m in tiny_data.train]
     assert sorted(ids(0, 1000)) == sorted(every)
     assert ids(0, 20) == ids(0, 1000)[:20] != ids(1, 20)
     empty = NLUData((), (), tiny_data.test, source="tests")
     with pytest.raises(ConfigError, match="static_int8 needs messages to calibrate on; the data have neither train"):
-        calibration_messages(tiny_model, quiet_run(empty, tiny_model), 20)
+        StaticInt8().apply(tiny_model, quiet_run(empty, tiny_model))
 
 
 # smoothing ----------------------------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def test_what_stays_static_costs_at_most_the_bound(bound: float, tiny_data: NLUD
     model = random_model(tiny_model)
     child = apply(model, tiny_data, fallback=bound)
     run = quiet_run(tiny_data, model)
-    texts = calibration_messages(model, run, 60)[: static_int8.N_COST_MESSAGES]
+    texts = chosen_messages(model, tiny_data.validation, static_int8.N_COST_MESSAGES, 0)
     parent = static_int8.stacked(Int8().apply(model, run), texts)
     gap = static_int8.stacked(child, texts) - parent
     assert gap @ gap <= bound * (parent @ parent)

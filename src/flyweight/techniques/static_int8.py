@@ -12,7 +12,8 @@ ffn.down behind a GELU, which is not homogeneous: there outliers are left to the
 
 Fallback: tensors whose static steps cost most stay as they were (matrices: a step a token; attention: float):
     cost[i] = sum (z_i - z)^2 / sum z^2     z the logits of the dynamic model, z_i with tensor i alone made static
-The most expensive go first, until all that is left costs at most the bound. `flyweight inspect` shows which they are.
+The most expensive go first, until all that is left costs at most the bound, measured on validation messages without
+their labels. `flyweight inspect` shows which they are.
 
 Changes: float matrices to int8 rows; int8 and codes keep their form, unsmoothed. Needs messages, no labels. Gives up: a
 message unlike those measured is clipped. BERT's trouble are outliers in the FFN's output and the residual sums.
@@ -29,6 +30,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from flyweight.data.messages import Message
 from flyweight.errors import ConfigError
 from flyweight.forms import Int8
 from flyweight.forms.int8 import int8_rows
@@ -40,7 +42,7 @@ from flyweight.techniques.room import Run, check_choice
 from flyweight.tokenizer import Encoded
 from flyweight.training.calibration import CALIBRATIONS, Observer, observe
 
-N_COST_MESSAGES = 32  # of those calibrated on: what the fallback list is chosen by
+N_COST_MESSAGES = 32  # what the fallback list is chosen by
 Calibration = Literal["min-max", "average", "p99.9", "p99.99", "mse", "entropy"]
 
 
@@ -83,7 +85,9 @@ class StaticInt8:
         Errors: ConfigError without messages to calibrate on.
         """
         model = dynamic(model.copy())
-        encoded = calibration_messages(model, run, self.n_messages)
+        encoded = chosen_messages(model, run.data.train or run.data.validation, self.n_messages, run.seed)
+        if not encoded:
+            raise ConfigError("static_int8 needs messages to calibrate on; the data have neither train nor validation")
         passes = 1 if self.smooth is None else 2
         with bar("calibration", passes * len(encoded), show=run.progress) as advance:
             if self.smooth is not None:
@@ -92,7 +96,9 @@ class StaticInt8:
             seen = observe(model, encoded, advance)
         choices = static_choices(model, seen, self.calibration, self._takes(), self.attention)
         if self.fallback is not None:
-            choices = affordable(model, choices, encoded[:N_COST_MESSAGES], self.fallback, run.progress)
+            # Validation messages: a model is surer of those that it was trained on, the same gaps look smaller there.
+            judges = chosen_messages(model, run.data.validation or run.data.train, N_COST_MESSAGES, run.seed)
+            choices = affordable(model, choices, judges, self.fallback, run.progress)
         for choice in choices:
             choice.make(static=True)
         return model
@@ -141,13 +147,10 @@ def dynamic(model: NLUModel) -> NLUModel:
     return model
 
 
-def calibration_messages(model: NLUModel, run: Run, n: int) -> list[Encoded]:
-    """Up to n training messages, tokenized, in an order drawn by the seed; never test messages. Errors: ConfigError."""
-    texts = [m.text for m in run.data.train or run.data.validation]
-    if not texts:
-        raise ConfigError("static_int8 needs messages to calibrate on; the data have neither train nor validation")
-    order = np.random.default_rng(run.seed).permutation(len(texts))[:n]
-    return model.tokenizer.encode_batch([texts[i] for i in order])
+def chosen_messages(model: NLUModel, messages: Sequence[Message], n: int, seed: int) -> list[Encoded]:
+    """Up to n messages, tokenized, in an order drawn by the seed."""
+    order = np.random.default_rng(seed).permutation(len(messages))[:n]
+    return model.tokenizer.encode_batch([messages[i].text for i in order])
 
 
 def static_choices(
