@@ -35,7 +35,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "mixed_precision": [
         {},
         {"max_size_mb": 0.06},
-        {"max_average_bits": 4.5, "lowest_bits": 2, "messages": 10},
+        {"max_average_bits": 4.5, "lowest_bits": 2, "messages": 10, "rounding": "nearest"},
         {"max_f1_drop": 100},
     ],
     "int8": [
@@ -93,6 +93,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
         ),
         *(({"lowest_bits": v}, "lowest_bits", "allowed: 1, 2, 3, 4") for v in (0, 5, 8, None, 2.0, True)),
         *(({"messages": v}, "messages", "allowed: a whole number from 1") for v in (0, -5, 10.0, None, True)),
+        *(({"rounding": v}, "rounding", "allowed: gptq, nearest") for v in ("fisher", None, True)),
     ],
     "int8": [
         *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("column", "Row", None, 1, True)),

@@ -17,7 +17,8 @@ from flyweight.forms import Codes, Int8
 from flyweight.forms.codes import nearest
 from flyweight.model.linear import Linear, quantize_activations
 from flyweight.model.nlu import NLUModel
-from flyweight.techniques.gptq import BLOCK, GPTQ, compensated, even_levels
+from flyweight.techniques.gptq import GPTQ
+from flyweight.training.compensated import BLOCK, compensated, even_levels
 from flyweight.training.inputs import second_moment, stages
 
 NO_DAMP = 1e-9

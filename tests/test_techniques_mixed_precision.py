@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import VARIANTS, quiet_run, random_model, variant
+from random_models import VARIANTS, quiet_run, random_model, rms_gap, variant
 
 from flyweight.analyse import costs
 from flyweight.analyse.costs import RESERVE, Milliseconds, file_bytes, milliseconds, other_bytes
@@ -226,3 +226,23 @@ def test_a_real_drop_is_kept(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     assert max(losses[metric].loss_percent for metric in ("intent_macro_f1", "span_f1")) <= 3.0
     assert child.size_bytes() < 0.25 * tiny_model.size_bytes()
     assert min(bits_of(child).values()) < 8
+
+
+def test_gptq_keeps_bits_and_comes_nearer(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    """The same table; the codes of the encoder differ, and the model's answers are nearer to the float model's."""
+    run = quiet_run(tiny_data, tiny_model)
+    near, better = (
+        MixedPrecision(max_average_bits=2.5, rounding=rounding).apply(tiny_model, run)  # type: ignore[arg-type]
+        for rounding in ("nearest", "gptq")
+    )
+    assert bits_of(near) == bits_of(better)
+    texts = [m.text for m in tiny_data.validation]
+    gaps = [rms_gap(tiny_model, child, texts) for child in (near, better)]
+    assert gaps[1] < 0.8 * gaps[0]
+    same = {
+        name
+        for (name, a, _), (_, b, _) in zip(near.matrices(), better.matrices(), strict=True)
+        if torch.equal(a.weight, b.weight)
+    }
+    assert same >= {name for name, bits in bits_of(near).items() if bits == 8}
+    assert not any(name.startswith("layers.") for name in same if bits_of(near)[name] < 8)
