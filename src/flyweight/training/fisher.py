@@ -37,10 +37,12 @@ def diagonal_fisher(
 ) -> dict[str, np.ndarray]:
     """h of the wanted matrices of `model`, each (n_out, n_in) float32. The model is as it was afterwards.
 
-    Without dropout. Errors: DataError if no message has a label that the model was made for.
+    Without dropout. An intent that the model lacks counts as none. Errors: DataError if no message has a label that the
+    model was made for.
     """
     known = set(model.labels.intents)
-    labelled = [i for i, m in enumerate(train) if m.intent in known or (m.intent is None and m.entities)]
+    train = [m if m.intent in known else replace(m, intent=None) for m in train]
+    labelled = [i for i, m in enumerate(train) if m.intent or (m.entities and model.tag_head is not None)]
     if not labelled:
         raise DataError("no labelled training message", allowed="Fisher sensitivity needs at least one")
     chosen = [labelled[i] for i in np.random.default_rng(seed).permutation(len(labelled))[:N_MESSAGES]]

@@ -38,7 +38,7 @@ def second_moment(module: Linear, replay: Callable[[], None]) -> Tensor:
     h = torch.zeros(n, n, device=module.weight.device)
 
     def add(_: Any, inputs: tuple[Tensor]) -> None:
-        x = quantize_activations(inputs[0]).reshape(-1, n)
+        x = quantize_activations(inputs[0]).flatten(0, -2)
         h.addmm_(x.t(), x)
 
     handle = module.register_forward_pre_hook(add)
