@@ -122,7 +122,8 @@ def seen() -> str:
     for base, name in _sets(found):
         for recipe in REPORTED:
             cells = [
-                _loss_cell(_rows_of_seeds(found[part], base, name, recipe + FORM_2019)) for part in ("seen", "quality")
+                _loss_cell(_rows_of_seeds(found.get(part, {}), base, name, recipe + FORM_2019))
+                for part in ("seen", "quality")
             ]
             if cells[0] != "-":
                 lines.append(f"| {BASES[base]}, {name} | {recipe} | {' | '.join(cells)} |")
