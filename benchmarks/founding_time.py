@@ -101,7 +101,9 @@ def measure(title: str) -> dict[str, Any]:
     rows = {name: row(name, wall, cpu) for name in calls}
     for name, found in rows.items():
         found |= {"weight_bytes": sizes[name], "memory_mb": megabytes[name], "logit_difference": differences[name]}
-    versions = {"litert": "2.3.0", "engine": fw.load(path).engine.title}
+    import ai_edge_litert
+
+    versions = {"litert": ai_edge_litert.__version__, "engine": fw.load(path).engine.title}
     return {"tokens": len(ids), "calls": MODELS[title], "load_average": os.getloadavg()[0], "rows": rows} | versions
 
 
