@@ -11,9 +11,11 @@ import pytest
 import torch
 from random_models import random_model, same_bits
 
+from flyweight.artifact import Artifact
+from flyweight.cli.answer import _groups
 from flyweight.data.messages import NLUData
 from flyweight.errors import ArtifactError
-from flyweight.export.fly import contents
+from flyweight.export.fly import _noise_effect, _stack, contents
 from flyweight.forms.int8 import int8_rows
 from flyweight.model.encoder import _int8_attention
 from flyweight.model.linear import Embedding, Linear, quantize_static, set_form
@@ -155,3 +157,23 @@ def test_a_model_folder_is_read_with_distrust(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match=rf"layers\.1\.ffn\.down {said}"):
         NLUModel.load(folder)
+
+
+def test_the_golden_tolerance_counts_all_that_is_rounded(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    """Also where int8 attention is the only rounding there is."""
+    model = random_model(tiny_model)
+    encoded = model.tokenizer.encode_batch([m.text for m in tiny_data.train[:8]])
+    assert _noise_effect(model, encoded, _stack(model.logits(encoded))) == 0
+    model.encoder.layers[1].attention.qkv.output_scales = (0.0625, 0.0625, 0.0625)
+    assert _noise_effect(model, encoded, _stack(model.logits(encoded))) > 0
+
+
+def test_inspect_shows_what_is_static_and_what_is_not(tiny_model: NLUModel) -> None:
+    model = static_model(tiny_model)
+    down = model.encoder.layers[1].ffn.down
+    down.activations, down.input_scale = "int8", None
+    manifest, arrays = contents(model)
+    shown = {group.name: group.activations for group in _groups(Artifact(Path("m.fly"), manifest, arrays, 0))}
+    assert shown["layers.0.attention.qkv"] == "static, int8 attention"
+    assert shown["layers.1.attention.qkv"] == shown["layers.0.ffn.down"] == "static"
+    assert shown["layers.1.ffn.down"] == "int8"
