@@ -9,7 +9,8 @@ int8, in every forward pass: what is trained is what the engine multiplies, and 
 is packed without another change. Embeddings share one table of float centres.
 
 Changes: ceil(log2 k) bits a weight + the tables, like codebook; biases and norms are trained along. Costs a training:
-about twice a step of the float model's, for `epochs` passes. Needs: messages, labelled unless distil says otherwise.
+about twice a step of the float model's, for `epochs` passes. Needs: messages; those without labels teach too, except
+with distil=none.
 Sources: Han et al. 2015, arXiv:1510.00149 (centre gradients); TernaryBERT, arXiv:2009.12812, and XTC, arXiv:2206.01859
 (straight-through at 2 bits and 1 bit, distillation).
 """
@@ -42,7 +43,7 @@ class TrainedCodes:
     a similarity head); heads: in linear heads. Each 2 to 256, or None: that part is float, and trained along.
     granularity: row (a table an output row; above 64 centres the matrix shares one) | matrix; embeddings: always matrix
     epochs: passes over the training messages, 1 to 1000; the best on validation messages is kept
-    learning_rate: peak, in (0, 1), of weights and centres
+    learning_rate: peak, in (0, 1), of weights and centres; wide models want less (768: a quarter of it)
     distil: None (labels) | logits (the float model's, beside labels) | hidden (its hidden states too)
     reassign: training steps between two assignments of weights to centres, 1 to 100000; None: k-means' stay
     """
@@ -51,8 +52,8 @@ class TrainedCodes:
     embeddings: int | None = 256
     heads: int | None = 256
     granularity: Literal["row", "matrix"] = "row"
-    epochs: int = 15
-    learning_rate: float = 2e-4
+    epochs: int = 10
+    learning_rate: float = 5e-4
     distil: Distil = "hidden"
     reassign: int | None = 1
     ZERO: ClassVar[dict[str, Any] | None] = {"encoder": None, "embeddings": None, "heads": None}
