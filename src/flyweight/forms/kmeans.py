@@ -72,7 +72,7 @@ def centres(
     values none, of more values at most 0.1% at k = 16, 0.3% at 100, 2% at 256 (6% at 256 for two narrow bells far
     apart), with outliers or without; many rows of 384 Gaussian weights with outliers 4% in the mean at k = 16, 14% in
     the worst row, 7% in the mean at k = 64. Time on one core: 0.1 s for 2.4 million weights and 16 centres, 0.8 s for
-    23 million and 256; with h three times that.
+    23 million and 256; with h half as much again.
     """
     if h is None:
         s = np.sort(w, axis=1).astype(np.float64)

@@ -23,7 +23,7 @@ from flyweight.progress import bar
 from flyweight.training.loop import collate, encode, pick_device
 from flyweight.training.losses import Batch, Loss
 
-N_MESSAGES = 128  # drawn from the training split; SqueezeLLM takes 100. BERT-base: 0.5 s a message on two cores
+N_MESSAGES = 128  # drawn from the training split; SqueezeLLM takes 100
 
 
 def diagonal_fisher(
