@@ -301,7 +301,7 @@ class StaticInput(Quantizer):
         """The step, (); n features share its gradient."""
         scale = self.range / STEPS
         if self.learned:
-            scale = scale * _scaled(self.ratio, (n * STEPS) ** -0.5)
+            scale = scale * _scaled(self.ratio, (max(n, 1) * STEPS) ** -0.5)
         return scale.clamp_min(DEAD)
 
     def forward(self, x: Tensor) -> Tensor:
