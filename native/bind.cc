@@ -111,7 +111,14 @@ MatrixSource matrix_of(const nb::dict& from, const std::string& name, std::vecto
   MatrixSource m;
   m.values = choice<Values>(field<std::string>(from, "form"), "form",
                             {{"float32", Values::float32}, {"int8", Values::int8}, {"codes", Values::codes}});
-  m.integer = choice<bool>(field<std::string>(from, "activations"), "activations", {{"int8", true}, {"float", false}});
+  m.integer = choice<bool>(field<std::string>(from, "activations"), "activations",
+                           {{"int8", true}, {"static", true}, {"float", false}});
+  if (field<std::string>(from, "activations") == "static") {
+    m.input_scale = field<float>(from, "input_scale");
+    if (m.input_scale == 0.0f) throw std::invalid_argument(name + ": input scale is 0; it must be above 0 and finite");
+  }
+  if (const nb::object scales = item(from, "output_scales"); !scales.is_none())
+    m.output_scales = field<std::vector<float>>(from, "output_scales");
   m.rows = field<int>(from, "rows");
   m.columns = field<int>(from, "columns");
   m.bits = field<int>(from, "bits");

@@ -14,7 +14,7 @@ from flyweight.export.fly import contents
 from flyweight.forms import Form
 from flyweight.forms.codes import codes_from_centres
 from flyweight.forms.int8 import int8_matrix, int8_rows
-from flyweight.model.linear import Activations, set_form
+from flyweight.model.linear import Activations, Linear, set_form
 from flyweight.model.nlu import NLUModel
 from flyweight.runtime import native
 from flyweight.runtime.native import ISA_VARIABLE, Native
@@ -65,15 +65,28 @@ PACKINGS: dict[str, tuple[Callable[[np.ndarray], Form] | None, Activations]] = {
     "codes by floats": (codes(9), "float"),
     "float centres": (codes(16, "row", integer=False), "float"),
     "float centres of the matrix": (codes(5, "matrix", integer=False), "float"),
+    "static int8": (int8_rows, "static"),
+    "static int8 matrix": (int8_matrix, "static"),
+    "static 16 centres": (codes(16), "static"),
+    "static 20 centres, 5 bits": (codes(20, "matrix"), "static"),
 }
+STEP = 0.03125  # of static activations: +-3.97 are kept of normed values, +-127 steps
 
 
 def packed(like: NLUModel, shape: str, packing: str, std: float = 0.08) -> NLUModel:
-    """A random model whose matrices are all in one form, or, "mixed", each in another."""
+    """A random model whose matrices are all in one form, or, "mixed", each in another.
+
+    Static forms have integer attention too, a mixed model in every other layer, whatever qkv is.
+    """
     model = random_model(like, **({"std": std} | SHAPES[shape]))
     choices = list(PACKINGS.values()) if packing == "mixed" else [PACKINGS[packing]]
-    for i, (_, module, part) in enumerate(model.matrices()):
+    for i, (name, module, part) in enumerate(model.matrices()):
         make, activations = choices[7 * i % len(choices)]
+        if isinstance(module, Linear) and module.weight.numel():
+            module.input_scale = STEP if activations == "static" and part != "embeddings" else None
+            integer_attention = name[7] in "02468" if packing == "mixed" else activations == "static"
+            if name.endswith(".attention.qkv") and integer_attention:
+                module.output_scales = (STEP, 0.75 * STEP, 0.5 * STEP)
         weight = module.weight.detach().numpy()
         if make is not None and weight.size:
             set_form(module, make(weight), "float" if part == "embeddings" else activations)

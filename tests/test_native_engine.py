@@ -84,7 +84,8 @@ def packings(shape: str) -> list[str]:
     """Every form for every narrow shape, those that behave differently for the wide ones."""
     if shape == "deep":
         return ["mixed"]
-    return ["float32", "int8 row", "4 centres of the matrix", "mixed"] if shape in WIDE else [*PACKINGS, "mixed"]
+    chosen = ["float32", "int8 row", "4 centres of the matrix", "static int8", "static 16 centres", "mixed"]
+    return chosen if shape in WIDE else [*PACKINGS, "mixed"]
 
 
 def first_head(logits: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
@@ -136,7 +137,8 @@ def test_a_level_can_be_forced(case: Any, like: NLUModel, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("shape", "packing"),
     [("plain", "float32"), ("pooler", "int8 matrix"), ("cut", "3 centres"), ("no entities", "16 centres"),
-     ("relative", "mixed"), ("projected", "int8 row"), ("entities only", "mixed")],
+     ("relative", "mixed"), ("projected", "int8 row"), ("entities only", "mixed"), ("cut", "static int8"),
+     ("small", "static 16 centres")],
 )  # fmt: skip
 def test_batches_orders_and_threads_give_equal_bits(
     shape: str, packing: str, case: Any, monkeypatch: pytest.MonkeyPatch
@@ -271,7 +273,7 @@ def test_near_to_the_reference_and_to_pytorch(shape: str, case: Any) -> None:
                 assert np.median(gaps) <= FLOAT_TOLERANCE, (packing, gaps)
 
 
-@pytest.mark.parametrize("packing", ["int8 row", "16 centres", "mixed"])
+@pytest.mark.parametrize("packing", ["int8 row", "16 centres", "static int8", "mixed"])
 def test_the_median_message_agrees_to_float_rounding(packing: str, case: Any) -> None:
     """100 short messages, where an int8 step is 1e-2 of a value: nearly all agree a hundred times nearer than that."""
     model, artifact, _, _ = case("relative", packing)

@@ -54,6 +54,14 @@ std::size_t n_centres(const std::string& name, std::size_t table_size, int rows,
   return table_size / tables;
 }
 
+// 1 / a static step. Errors where either is no number above 0.
+float inverse_of(const std::string& name, const char* what, float step) {
+  const float inverse = 1.0f / step;
+  if (!(step > 0.0f && std::isfinite(step) && std::isfinite(inverse)))
+    refuse(name, std::string(what) + " is " + std::to_string(step) + "; it must be above 0 and finite");
+  return inverse;
+}
+
 }  // namespace
 
 Linear make_linear(const Matrices& matrices, const std::string& name, int rows, int columns, const Kernels& kernels) {
@@ -73,6 +81,7 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
     to.bias = Buffer<float>(std::size_t(padded));
   }
   m.bias = to.bias.get();
+  if (from.input_scale != 0.0f && !from.integer) refuse(name, "has an input scale; float activations have none");
   if (from.values == Values::float32) {
     if (from.integer) refuse(name, "has float weights; int8 activations need integer weights");
     expect(name, "data (bytes)", from.data.size, m.panel_bytes() * std::size_t(m.panels()));
@@ -87,6 +96,11 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
   expect(name, "data (bytes)", from.data.size, m.panel_bytes() * std::size_t(m.panels()));
   if (from.scale.size == 0) refuse(name, "has no scale");
   to.scales = spread(name, "scale", from.scale, rows, padded);
+  if (from.input_scale != 0.0f) {
+    to.inverse = inverse_of(name, "input scale", from.input_scale);
+    for (int r = 0; r < padded; ++r) to.scales[std::size_t(r)] *= from.input_scale;
+    expect_finite(name, {to.scales.get(), to.scales.size()});
+  }
   m.scales = to.scales.get();
   if (from.values == Values::codes) {
     const std::size_t k = n_centres(name, from.table.size, rows, m.bits), held = std::size_t(1) << m.bits;
@@ -108,9 +122,22 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
   return to;
 }
 
+void make_integer_attention(Layer& layer, const std::string& name, const std::vector<float>& scales,
+                            const Config& config) {
+  expect(name, "output scales", scales.size(), 3);
+  if (config.max_positions > kMaxAttended)
+    refuse(name, "has output scales; they are for at most " + std::to_string(kMaxAttended) + " tokens");
+  for (std::size_t i = 0; i < 3; ++i) layer.inverses[i] = inverse_of(name, "output scale", scales[i]);
+  layer.factor = scales[0] * scales[1] * float(1.0 / std::sqrt(double(config.head_size)));
+  if (!std::isfinite(layer.factor)) refuse(name, "its output scales are too large");
+  layer.v_scale = scales[2];
+  layer.integer_attention = layer.heads > 0;
+  layer.parts_from_sums = layer.qkv.integer && layer.heads * config.head_size % kPanel == 0;
+}
+
 Lookup make_lookup(const Matrices& matrices, const std::string& name, int rows, int columns) {
   const MatrixSource& from = source(matrices, name, rows, columns);
-  if (from.integer) refuse(name, "is looked up; its activations must be float");
+  if (from.integer || from.input_scale != 0.0f) refuse(name, "is looked up; its activations must be float");
   Lookup to;
   Embedding& e = to.embedding;
   e.values = from.values;

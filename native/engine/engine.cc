@@ -6,6 +6,7 @@
 
 #include "engine/build.h"
 #include "engine/cpu.h"
+#include "engine/forward.h"
 #include "engine/pool.h"
 
 namespace flyweight {
@@ -18,77 +19,7 @@ constexpr int kMaxThreads = 256;  // of one call; results do not depend on it
 
 std::string layer_name(std::size_t i) { return "layers." + std::to_string(i); }
 
-// What follows the pooler; none where there is no pooler.
-Activation behind_pooler(Pooling pooling) {
-  switch (pooling) {
-    case Pooling::cls_tanh: return Activation::tanh;
-    case Pooling::cls_relu: return Activation::relu;
-    case Pooling::cls_gelu: return Activation::gelu;
-    default: return Activation::none;
-  }
-}
-
 }  // namespace
-
-// Messages that are computed together, and where their results go.
-struct Engine::Group {
-  const std::int32_t *ids = nullptr, *lengths = nullptr, *first = nullptr, *n_words = nullptr;
-  int n = 0, n_tokens = 0, n_all_words = 0;
-  float *intent = nullptr, *tags = nullptr;
-};
-
-// How many threads share one group.
-class Engine::Team {
- public:
-  explicit Team(int n_threads) : n_threads_(n_threads) {}
-
-  // job(from, to, thread) over [0, n) in parts that begin at multiples of `unit`.
-  template <class Job>
-  void split(int n, int unit, Job&& job) const {
-    const int units = (n + unit - 1) / unit, parts = std::min(n_threads_, units);
-    if (parts <= 1) {
-      if (n > 0) job(0, n, 0);
-      return;
-    }
-    Pool::instance().run(parts, [&](int i) {
-      const int from = int(std::int64_t(units) * i / parts) * unit;
-      const int to = std::min(n, int(std::int64_t(units) * (i + 1) / parts) * unit);
-      job(from, to, i);
-    });
-  }
-
- private:
-  int n_threads_;
-};
-
-// Everything a forward pass writes; made once, used by one caller at a time.
-struct Engine::Workspace {
-  int capacity, n_threads;
-  std::size_t scratch;
-  Buffer<float> x, y, attended, pooled, attention;
-  Buffer<std::int8_t> rows, lanes;
-  Buffer<float> scale;
-  Buffer<std::int32_t> sum, places;
-  Quantized quantized;
-
-  Workspace(const Engine& engine, int n_tokens, int threads)
-      : capacity(n_tokens), n_threads(threads),
-        scratch((attention_scratch(engine.config_.max_positions, engine.config_.head_size) + 15) / 16 * 16) {
-    const std::size_t n = std::size_t(round_up(n_tokens, kBlock)), width = std::size_t(engine.width_);
-    const std::size_t hidden = std::size_t(round_up(engine.config_.hidden, kPiece));
-    x = Buffer<float>(n * hidden);
-    y = Buffer<float>(n * std::size_t(engine.height_));
-    attended = Buffer<float>(n * width);
-    pooled = Buffer<float>(n * hidden);
-    attention = Buffer<float>(scratch * std::size_t(threads));
-    rows = Buffer<std::int8_t>(n * width);
-    lanes = Buffer<std::int8_t>(n * width);
-    scale = Buffer<float>(n);
-    sum = Buffer<std::int32_t>(n);
-    places = Buffer<std::int32_t>(n);
-    quantized = {rows.get(), lanes.get(), scale.get(), sum.get(), 0, 0};
-  }
-};
 
 Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& vectors, const Kernels& kernels)
     : config_(config), kernels_(kernels) {
@@ -111,6 +42,9 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
     throw std::invalid_argument(std::to_string(config.heads.size()) + " layers by heads, " +
                                 std::to_string(config.ffn.size()) + " by ffn; they must be as many");
   if (config.worth_a_thread < 1) throw std::invalid_argument("worth_a_thread is below 1");
+  for (const auto& [name, matrix] : matrices)
+    if (!matrix.output_scales.empty() && !name.ends_with(".attention.qkv"))
+      throw std::invalid_argument(name + ": has output scales; only .attention.qkv may have them");
   const FloatEnvironment pinned;
   const int hidden = config.hidden, looked_up = config.embedding ? config.embedding : hidden;
   const auto norm = [&](const std::string& name, int columns) {
@@ -139,18 +73,42 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
     layer.out = linear(name + ".attention.out", hidden, int(width));
     layer.up = linear(name + ".ffn.up", layer.ffn, hidden);
     layer.down = linear(name + ".ffn.down", hidden, layer.ffn);
+    if (const std::vector<float>& scales = matrices.at(name + ".attention.qkv").output_scales; !scales.empty())
+      make_integer_attention(layer, name + ".attention.qkv", scales, config);
+    layer.down_from_sums = layer.up.integer && layer.down.inverse != 0.0f && layer.down.matrix.shift == 0;
+    parts_width_ = std::max(parts_width_, layer.integer_attention ? round_up(int(width), kPiece) : 0);
+    wide_width_ = std::max(wide_width_, layer.down_from_sums ? round_up(layer.ffn, kPiece) : 0);
     layer.attention_norm = norm(name + ".attention.norm", hidden);
     layer.ffn_norm = norm(name + ".ffn.norm", hidden);
     if (!config.buckets.empty())
       layer.relative_bias = make_relative_bias(vectors, name + ".attention.relative_bias", config, layer.heads);
     layers_.push_back(std::move(layer));
   }
+  link_readers();
   if (behind_pooler(config.pooling) != Activation::none) pooler_ = linear("heads.pooler", hidden, hidden);
   intent_ = linear("heads.intent", config.n_intents, hidden);
   if (config.n_tags) tags_ = linear("heads.tags", config.n_tags, hidden);
 }
 
 Engine::~Engine() = default;
+
+// Who reads x next, after the embeddings and after each norm: it is quantized for them where it is made. A norm whose x
+// only the next norm reads has none, and so has the last one: the heads read single tokens, or their mean.
+void Engine::link_readers() {
+  first_reader_ = layers_.empty() ? nullptr : layers_[0].heads ? &layers_[0].qkv : nullptr;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    if (layer.ffn) layer.attention_reader = &layer.up;
+    if (i + 1 < layers_.size() && layers_[i + 1].heads) layer.ffn_reader = &layers_[i + 1].qkv;
+  }
+}
+
+// Floats of attention's scratch, of one thread.
+std::size_t Engine::attention_room() const {
+  const int n = config_.max_positions, size = config_.head_size;
+  const std::size_t integers = parts_width_ ? integer_attention_scratch(n, size) : 0;
+  return std::max(attention_scratch(n, size), integers);
+}
 
 std::unique_ptr<Engine::Workspace> Engine::workspace(int n_tokens, int n_threads) const {
   int capacity = 32;  // a usual message; doubled where more is asked for
@@ -246,137 +204,6 @@ void Engine::logits(const std::int32_t* ids, const std::int32_t* lengths, int n,
     Pool::instance().run(teams, compute);
   }
   if (out_of_memory) throw std::bad_alloc();
-}
-
-void Engine::linear(const Linear& l, const float* x, int x_stride, int n, Activation a, float* y, int y_stride,
-                    Workspace& w, const Team& team) const {
-  const Matrix& m = l.matrix;
-  if (!l.integer) {
-    team.split(m.panels(), 1, [&](int from, int to, int) {
-      kernels_.multiply_float(m, x, x_stride, n, from, to, a, y, y_stride);
-    });
-    return;
-  }
-  Quantized q = w.quantized;
-  q.n_tokens = n;
-  q.stride = round_up(m.columns, kPiece);
-  team.split(n, kBlock, [&](int from, int to, int) { kernels_.quantize(x, x_stride, m.columns, q, from, to); });
-  team.split(m.panels(), 1, [&](int from, int to, int) { kernels_.multiply(m, q, from, to, a, y, y_stride); });
-}
-
-void Engine::attention(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
-  const int width = layer.heads * config_.head_size, stride = round_up(3 * width, kPanel);
-  team.split(g.n * layer.heads, 1, [&](int from, int to, int thread) {
-    int message = 0, token = 0;
-    for (int at = 0; at < to; ++message) {  // items are (message, head)
-      const int head = std::max(from - at, 0), last = std::min(to - at, layer.heads);
-      if (head < last) {
-        Attention a;
-        a.qkv = w.y.get() + std::size_t(token) * std::size_t(stride);
-        a.out = w.attended.get() + std::size_t(token) * std::size_t(round_up(width, kPiece));
-        a.qkv_stride = stride;
-        a.out_stride = round_up(width, kPiece);
-        a.n_tokens = g.lengths[message];
-        a.heads = layer.heads;
-        a.size = config_.head_size;
-        a.bias = layer.relative_bias.size() ? layer.relative_bias.get() : nullptr;
-        a.reach = config_.max_positions;
-        a.scratch = w.attention.get() + w.scratch * std::size_t(thread);
-        kernels_.attend(a, head, last);
-      }
-      at += layer.heads;
-      token += g.lengths[message];
-    }
-  });
-}
-
-void Engine::forward(const Group& g, Workspace& w, const Team& team) const {
-  const int n = g.n_tokens, hidden = config_.hidden, stride = round_up(hidden, kPiece);
-  float *x = w.x.get(), *y = w.y.get();
-  for (int i = 0, t = 0; i < g.n; ++i)
-    for (int place = 0; place < g.lengths[i]; ++place) w.places[std::size_t(t++)] = place;
-  // Narrower embeddings go to `attended`, which no layer needs yet, and come back projected.
-  float* const embedded = config_.embedding ? w.attended.get() : x;
-  const int embedded_stride = config_.embedding ? round_up(config_.embedding, kPiece) : stride;
-  team.split(n, 4, [&](int from, int to, int) {
-    kernels_.embed(words_.embedding, positions_.embedding, g.ids + from, w.places.get() + from, to - from, norm_.norm,
-                   embedded + std::size_t(from) * std::size_t(embedded_stride), embedded_stride);
-  });
-  if (config_.embedding) linear(projection_, embedded, embedded_stride, n, Activation::none, x, stride, w, team);
-  const auto add_norm = [&](const Norm& norm, const float* from_y, int y_stride) {
-    team.split(n, 4, [&](int from, int to, int) {
-      kernels_.add_norm(x + std::size_t(from) * std::size_t(stride), stride,
-                        from_y + std::size_t(from) * std::size_t(y_stride), y_stride, to - from, norm);
-    });
-  };
-  const int rows = round_up(hidden, kPanel);
-  for (const Layer& layer : layers_) {
-    if (layer.heads) {
-      const int width = layer.heads * config_.head_size;
-      linear(layer.qkv, x, stride, n, Activation::none, y, round_up(3 * width, kPanel), w, team);
-      attention(layer, g, w, team);
-      linear(layer.out, w.attended.get(), round_up(width, kPiece), n, Activation::none, y, rows, w, team);
-      add_norm(layer.attention_norm.norm, y, rows);
-    } else {
-      add_norm(layer.attention_norm.norm, layer.out.bias.get(), 0);
-    }
-    if (layer.ffn) {
-      // Up goes to `y`, down back to `attended`, which attention no longer needs.
-      linear(layer.up, x, stride, n, config_.activation, y, round_up(layer.ffn, kPanel), w, team);
-      linear(layer.down, y, round_up(layer.ffn, kPanel), n, Activation::none, w.attended.get(), rows, w, team);
-      add_norm(layer.ffn_norm.norm, w.attended.get(), rows);
-    } else {
-      add_norm(layer.ffn_norm.norm, layer.down.bias.get(), 0);
-    }
-  }
-  heads(g, w, team);
-}
-
-// A vector of each message: w.x -> w.pooled.
-void Engine::pool(const Group& g, Workspace& w, const Team& team) const {
-  const int hidden = config_.hidden, stride = round_up(hidden, kPiece), rows = round_up(hidden, kPanel);
-  const std::size_t step = std::size_t(stride);
-  float *y = w.y.get(), *pooled = w.pooled.get();
-  for (int i = 0, t = 0; i < g.n; t += g.lengths[i++]) {
-    const float* message = w.x.get() + std::size_t(t) * step;
-    float* to = pooled + std::size_t(i) * step;
-    if (config_.pooling == Pooling::mean) {
-      kernels_.mean(message, stride, g.lengths[i], hidden, to);
-    } else {
-      std::copy(message, message + hidden, to);
-    }
-  }
-  const Activation a = behind_pooler(config_.pooling);
-  if (a == Activation::none) return;
-  linear(pooler_, pooled, stride, g.n, a, y, rows, w, team);
-  for (int i = 0; i < g.n; ++i)
-    std::copy_n(y + std::size_t(i) * std::size_t(rows), hidden, pooled + std::size_t(i) * step);
-}
-
-void Engine::heads(const Group& g, Workspace& w, const Team& team) const {
-  const int hidden = config_.hidden, stride = round_up(hidden, kPiece);
-  const std::size_t step = std::size_t(stride);
-  const float* x = w.x.get();
-  float *y = w.y.get(), *pooled = w.pooled.get();
-  const auto classify = [&](const Linear& head, int n, int n_out, float* out) {
-    const int rows = round_up(n_out, kPanel);
-    linear(head, pooled, stride, n, Activation::none, y, rows, w, team);
-    for (int i = 0; i < n; ++i)
-      std::copy_n(y + std::size_t(i) * std::size_t(rows), n_out, out + std::size_t(i) * std::size_t(n_out));
-  };
-  if (config_.n_intents) {
-    pool(g, w, team);
-    classify(intent_, g.n, config_.n_intents, g.intent);
-  }
-  if (!g.n_all_words) return;
-  const std::int32_t* first = g.first;
-  int word = 0;
-  for (int i = 0, t = 0; i < g.n; t += g.lengths[i++])
-    for (int end = word + g.n_words[i]; word < end; ++word) {
-      const float* from = x + std::size_t(t + *first++) * step;
-      std::copy(from, from + hidden, pooled + std::size_t(word) * step);
-    }
-  classify(tags_, g.n_all_words, config_.n_tags, g.tags);
 }
 
 }  // namespace flyweight

@@ -23,11 +23,13 @@ struct Span {
 // A matrix as it lies in the file. Sizes are in elements; tables are int8 with a scale, or float32.
 struct MatrixSource {
   Values values = Values::float32;
-  bool integer = false;  // int8 activations
+  bool integer = false;     // int8 activations
+  float input_scale = 0.0f;  // of static activations: their step; 0: one a token
   int rows = 0, columns = 0, bits = 0, shift = 0;
   Span<std::uint8_t> data;
   Span<std::int8_t> table;
   Span<float> float_table, scale, bias;
+  std::vector<float> output_scales;  // of qkv: the steps of int8 queries, keys and values; empty: float attention
 };
 
 enum class Pooling : std::uint8_t { mean, cls, cls_tanh, cls_relu, cls_gelu };  // cls_f: f(heads.pooler x_cls + b)
@@ -51,6 +53,7 @@ using Vectors = std::map<std::string, Span<float>>;
 struct Linear {
   Matrix matrix;
   bool integer = false;
+  float inverse = 0.0f;  // static activations: 1 / step, which `scales` hold; 0: a scale a token
   Buffer<float> scales, bias;
   Buffer<std::uint8_t> tables;
   Buffer<std::int32_t> sums;
@@ -68,8 +71,14 @@ struct PaddedNorm {
 
 struct Layer {
   int heads = 0, ffn = 0;
+  bool integer_attention = false;
+  float inverses[3] = {};             // of the steps of queries, keys, values
+  float factor = 0.0f, v_scale = 0.0f;  // as in IntegerAttention
+  bool parts_from_sums = false;       // qkv gives int8 queries, keys and values itself, not by way of floats
+  bool down_from_sums = false;        // so does `up` the input of `down`
   Linear qkv, out, up, down;
   PaddedNorm attention_norm, ffn_norm;
+  const Linear *attention_reader = nullptr, *ffn_reader = nullptr;  // that read x after these norms; or null
   Buffer<float> relative_bias;  // (heads, 2 max_positions - 1), the entry for query i and key j at reach - 1 + i - j
 };
 
@@ -94,9 +103,21 @@ class Engine {
   class Team;
 
   void forward(const Group&, Workspace&, const Team&) const;
+  void link_readers();
+  std::size_t attention_room() const;
+  void embed(const Group&, Workspace&, const Team&) const;
+  void quantize(const Linear&, const float* x, int x_stride, const Quantized&, const Team&) const;
   void linear(const Linear&, const float* x, int x_stride, int n, Activation, float* y, int y_stride, Workspace&,
               const Team&) const;
+  void multiply(const Linear&, const float* x, int x_stride, int n, Activation, float* y, int y_stride, Workspace&,
+                const Team&) const;
+  template <class Job>
+  void each_head(const Layer&, const Group&, const Team&, Job) const;
+  static void mark(const Quantized& from, const Quantized& to);
   void attention(const Layer&, const Group&, Workspace&, const Team&) const;
+  void integer_parts(const Layer&, const Group&, Workspace&, const Team&) const;
+  void integer_attention(const Layer&, const Group&, Workspace&, const Team&) const;
+  void feed_forward(const Layer&, const Group&, Workspace&, const Team&) const;
   void pool(const Group&, Workspace&, const Team&) const;
   void heads(const Group&, Workspace&, const Team&) const;
   std::unique_ptr<Workspace> workspace(int n_tokens, int n_threads) const;
@@ -108,6 +129,8 @@ class Engine {
   Linear projection_;
   std::vector<Layer> layers_;
   Linear pooler_, intent_, tags_;
+  const Linear* first_reader_ = nullptr;  // of the embeddings, within layers_
+  int wide_width_ = 0, parts_width_ = 0;  // of Workspace::wide and parts; 0: none is needed
   int width_ = 0;   // widest input of a matrix
   std::int64_t n_weights_ = 0;  // of all matrices that are multiplied
   int height_ = 0;  // most outputs of a matrix, and padded

@@ -114,7 +114,7 @@ inline void multiply_tiles() {  // a signed and b unsigned bytes
 
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
   quantize_rows(x, stride, columns, out, from, to);
-  const int packed = in_blocks(out.n_tokens, kFewest);
+  const int packed = out.lanes ? in_blocks(out.n_tokens, kFewest) : 0;
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
 }
 
@@ -294,7 +294,16 @@ constexpr const char* kName = "amx-int8 (emulated tiles)";
 constexpr const char* kName = "amx-int8";
 #endif
 
-constexpr Kernels kKernels = {kName, embed, add_norm, quantize, multiply, multiply_float, attend, mean, row_sums};
+#include "kernels/avx512_attention.inc"
+#include "kernels/integers.inc"
+
+void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride,
+                      const Quantized& out, int first) {
+  outputs_to_int8(m, x, from, to, to - from, a, y, y_stride, out, first, in_blocks(x.n_tokens, kFewest));
+}
+
+constexpr Kernels kKernels = {kName, embed, add_norm, quantize, multiply, multiply_to_int8,
+                              multiply_float, attend, attend_integers, mean, row_sums};
 
 }  // namespace
 

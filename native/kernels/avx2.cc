@@ -20,8 +20,8 @@ struct Product {
 
 #include "kernels/avx2.inc"
 
-constexpr Kernels kKernels = {"avx2",         embed, add_norm, quantize, multiply,
-                              multiply_float, attend, mean,  nullptr};
+constexpr Kernels kKernels = {"avx2", embed, add_norm, quantize, multiply, multiply_to_int8,
+                              multiply_float, attend, attend_integers, mean, nullptr};
 
 }  // namespace
 

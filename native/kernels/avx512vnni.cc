@@ -26,7 +26,7 @@ constexpr int kFewest = 15;   // tokens from which a block is computed with toke
 
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
   quantize_rows(x, stride, columns, out, from, to);
-  const int packed = in_blocks(out.n_tokens, kFewest);
+  const int packed = out.lanes ? in_blocks(out.n_tokens, kFewest) : 0;
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
 }
 
@@ -224,11 +224,11 @@ inline void multiply_codes(__m512i* sums, const Matrix& m, int panel, int next_p
   store(sums, sum);
 }
 
-template <int bits>
+// Calls put(integer sums (16 rows, 16 tokens), block) for each block.
+template <int bits, class Put>
 inline void blocks(const Matrix& m, const Quantized& x, int n_blocks, int panel, int next_panel, Ring<bits>& ring,
-                   float* y, int y_stride) {
+                   Put put) {
   const int n_planes = x.stride / kPiece;
-  const Finish finish(m, panel);
   for (int b = 0; b < n_blocks; ++b) {
     const std::int8_t* columns = x.lanes + std::size_t(b) * kBlock * x.stride;
     __m512i sum[16];
@@ -237,32 +237,134 @@ inline void blocks(const Matrix& m, const Quantized& x, int n_blocks, int panel,
     } else {
       multiply_codes<bits>(sum, m, panel, b + 1 < n_blocks ? panel : next_panel, n_planes, columns, ring);
     }
-    transpose(sum);
-    const int token = b * kBlock, n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
-    for (int t = 0; t < n; ++t)
-      finish(sum[t], x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
+    put(sum, b);
   }
 }
 
-template <int bits>
-void multiply_form(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
+// Calls block(sums, number of the block, panel) for the tokens in lanes and rest(panel) behind the others' outputs.
+template <int bits, class Block, class Rest>
+inline void each_panel(const Matrix& m, const Quantized& x, int from, int to, float* y, int y_stride, Block block,
+                       Rest rest) {
   const int lanes = in_blocks(x.n_tokens, kFewest), n_blocks = (lanes + kBlock - 1) / kBlock;
   Ring<bits> ring;
   if (bits != 8 && n_blocks && from < to && m.columns)
     for (int r = 0; r < kPanel; ++r) decode_to<bits, kAheadCodes>(ring.now(), m, m.data + m.panel_bytes() * from, r, from);
   for (int panel = from; panel < to; ++panel) {
-    blocks<bits>(m, x, n_blocks, panel, panel + 1 < to ? panel + 1 : panel, ring, y, y_stride);
+    blocks<bits>(m, x, n_blocks, panel, panel + 1 < to ? panel + 1 : panel, ring,
+                 [&](__m512i(&sums)[16], int b) { block(sums, b, panel); });
     some_tokens<bits>(m, x, panel, lanes, y, y_stride);
-    activate(a, y + panel * kPanel, y_stride, x.n_tokens);
+    rest(panel);
   }
+}
+
+template <int bits>
+void multiply_form(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
+  const auto block = [&](__m512i(&sums)[16], int b, int panel) {
+    const Finish finish(m, panel);
+    transpose(sums);
+    const int token = b * kBlock, n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
+    for (int t = 0; t < n; ++t)
+      finish(sums[t], x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
+  };
+  each_panel<bits>(m, x, from, to, y, y_stride, block,
+                   [&](int panel) { activate(a, y + panel * kPanel, y_stride, x.n_tokens); });
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
   with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, a, y, y_stride); });
 }
 
-constexpr Kernels kKernels = {"avx512-vnni", embed, add_norm, quantize, multiply,
-                              multiply_float, attend, mean,  row_sums};
+// outputs as int8 ----------------------------------------------------------------------------------------------------
+
+#define FLYWEIGHT_OWN_TO_INT8
+#include "kernels/avx512_attention.inc"
+#include "kernels/integers.inc"
+
+// Sums of 16 rows and 16 tokens in lanes -> int8 outputs in four vectors, of which lane t holds rows 4 i .. 4 i + 3.
+template <Activation a>
+inline void block_to_int8(const Matrix& m, const Quantized& x, const __m512i (&sums)[16], int panel, int token, float inverse,
+                          __m512i (&q)[4]) {
+  const int row = panel * kPanel, n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
+  const V of_tokens = V::load_n(x.scale + token, n), by = V::set(inverse);
+  const __m512i shifted = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(V::first(n), x.sum + token), _mm512_set1_epi32(m.shift));
+  const __m512i by_token = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);  // within 16 bytes
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    __m512i steps[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const int r = row + 4 * i + j;
+      const __m512i excess = _mm512_add_epi32(_mm512_set1_epi32(m.sums[r] * kOffset), shifted);
+      const V sum{_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[4 * i + j], excess))};
+      steps[j] = integer_steps(activated<a>(fma(sum, of_tokens * V::set(m.scales[r]), V::set(m.bias[r]))), by);
+    }
+    // 16 bytes of a pack hold 4 tokens of each of the 4 rows.
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(steps[0], steps[1]), _mm512_packs_epi32(steps[2], steps[3]));
+    q[i] = offset(_mm512_shuffle_epi8(packed, by_token));
+  }
+}
+
+// Such vectors -> 16 bytes of each of n tokens.
+inline void put_rows(const __m512i (&q)[4], int n, std::int8_t* rows, int stride) {
+  const __m512i a = _mm512_unpacklo_epi32(q[0], q[1]), b = _mm512_unpackhi_epi32(q[0], q[1]);
+  const __m512i c = _mm512_unpacklo_epi32(q[2], q[3]), d = _mm512_unpackhi_epi32(q[2], q[3]);
+  alignas(64) std::int8_t tokens[4][kPiece];  // token 4 i + j at [j], 16 i
+  _mm512_store_si512(tokens[0], _mm512_unpacklo_epi64(a, c));
+  _mm512_store_si512(tokens[1], _mm512_unpackhi_epi64(a, c));
+  _mm512_store_si512(tokens[2], _mm512_unpacklo_epi64(b, d));
+  _mm512_store_si512(tokens[3], _mm512_unpackhi_epi64(b, d));
+  for (int t = 0; t < n; ++t)
+    __builtin_memcpy(rows + std::size_t(t) * stride, tokens[t % 4] + t / 4 * kPanel, kPanel);
+}
+
+// Apart from the loops over weights, whose sums must stay in registers.
+[[gnu::noinline]] void put_block(const Matrix& m, const Quantized& x, const __m512i (&sums)[16], Activation a, int panel,
+                                 int token, const Quantized& out, int column) {
+  __m512i q[4];
+  with_activation(a, [&](auto chosen) { block_to_int8<chosen.value>(m, x, sums, panel, token, out.inverse, q); });
+  if (out.lanes) {
+    std::int8_t* lanes = out.lanes + std::size_t(token) * out.stride + std::size_t(column) * kBlock;
+    for (int i = 0; i < 4; ++i) _mm512_store_si512(lanes + i * kPiece, q[i]);
+  } else {
+    const int n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
+    put_rows(q, n, out.rows + std::size_t(token) * out.stride + column, out.stride);
+  }
+}
+
+// The same of single tokens, from sums that are floats already: 16 rows in lanes.
+[[gnu::noinline]] void put_tokens(const float* y, int y_stride, Activation a, int from, int to, const Quantized& out,
+                                  int column) {
+  const V inverse = V::set(out.inverse);
+  with_activation(a, [&](auto chosen) {
+    for (int t = from; t < to; ++t) {
+      const __m512i q = integer_steps(activated<chosen.value>(V::load(y + std::size_t(t) * y_stride)), inverse);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out.rows + std::size_t(t) * out.stride + column),
+                       _mm_xor_si128(_mm512_cvtepi32_epi8(q), _mm_set1_epi8(char(kOffset))));
+    }
+  });
+}
+
+template <int bits>
+void multiply_form_to_int8(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride,
+                           const Quantized& out, int first) {
+  const int lanes = in_blocks(x.n_tokens, kFewest);
+  const auto block = [&](__m512i(&sums)[16], int b, int panel) {
+    put_block(m, x, sums, a, panel, b * kBlock, out, (panel - first) * kPanel);
+  };
+  each_panel<bits>(m, x, from, to, y, y_stride, block, [&](int panel) {
+    if (lanes < x.n_tokens)
+      put_tokens(y + panel * kPanel, y_stride, a, lanes, x.n_tokens, out, (panel - first) * kPanel);
+  });
+  if (out.lanes && to == m.panels()) fill_columns(out, lanes, (to - first) * kPanel);
+}
+
+void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride,
+                      const Quantized& out, int first) {
+  with_bits(m.bits, [&](auto bits) { multiply_form_to_int8<bits.value>(m, x, from, to, a, y, y_stride, out, first); });
+}
+
+constexpr Kernels kKernels = {"avx512-vnni", embed, add_norm, quantize, multiply, multiply_to_int8,
+                              multiply_float, attend, attend_integers, mean, row_sums};
 
 }  // namespace
 

@@ -16,8 +16,8 @@ struct Product {
 
 #include "kernels/avx2.inc"
 
-constexpr Kernels kKernels = {"avx-vnni",     embed, add_norm, quantize, multiply,
-                              multiply_float, attend, mean,  row_sums};
+constexpr Kernels kKernels = {"avx-vnni", embed, add_norm, quantize, multiply, multiply_to_int8,
+                              multiply_float, attend, attend_integers, mean, row_sums};
 
 }  // namespace
 

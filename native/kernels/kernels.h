@@ -78,6 +78,8 @@ struct Norm {
 };
 
 // int8 activations of n_tokens tokens; q = round(x * 127 / absmax), x ~ q * scale. A level may store q + 128.
+// Static: q = round(x * inverse) clamped to +-127 with one step for all tokens, which Matrix::scales hold already;
+// scale is 1 then. In both, what is not finite makes a token's scale NaN.
 //   rows   (n_tokens, stride) token after token; columns beyond the matrix hold q = 0, stride is a multiple of 64
 //   lanes  (blocks, stride / 4, 16, 4): four columns of 16 tokens together; a level may leave it unused
 //   sum    sum of q over the columns of a token: pays for weights that are stored with an offset
@@ -87,6 +89,7 @@ struct Quantized {
   float* scale = nullptr;
   std::int32_t* sum = nullptr;
   int n_tokens = 0, stride = 0;
+  float inverse = 0.0f;  // static: 1 / step; 0: a scale a token
 };
 
 // Self-attention of one message. qkv (n, 3, heads, size) with token stride `qkv_stride`; out (n, heads, size).
@@ -104,6 +107,25 @@ constexpr std::size_t attention_scratch(int n_tokens, int size) {
   return std::size_t(kLanes) * (std::size_t(n_tokens) + std::size_t(size));
 }
 
+// The same with integer products. q, k, v (n, heads, size) as stored in Quantized::rows, token stride `stride`:
+//   score = float(q . k) * factor (+ bias), e = round(255 exp(score - max)), out = float(sum of e v) * (v_scale / sum of e)
+struct IntegerAttention {
+  const std::int8_t *q = nullptr, *k = nullptr, *v = nullptr;
+  float* out = nullptr;
+  int stride = 0, out_stride = 0;
+  int n_tokens = 0, heads = 0, size = 0;
+  float factor = 0.0f, v_scale = 0.0f;
+  const float* bias = nullptr;
+  int reach = 0;
+  float* scratch = nullptr;  // integer_attention_scratch(n_tokens, size) floats, 64-byte aligned
+};
+// (n, 16) scores; bytes: (size, 16) queries, (n, 16) exponentials, (n, size) values, columns of 16 and tokens of 4.
+constexpr std::size_t integer_attention_scratch(int n_tokens, int size) {
+  const std::size_t n = std::size_t(round_up(n_tokens, 4)), columns = std::size_t(round_up(size, kLanes));
+  return kLanes * n + kLanes * columns / 4 + kLanes * n / 4 + n * columns / 4 + kLanes;
+}
+constexpr int kMaxAttended = 65536;  // tokens: sums of e v <= 65536 * 255 * 127 < 2^31, sums of e < 2^24, exact floats
+
 struct Kernels {
   const char* name;
 
@@ -116,11 +138,16 @@ struct Kernels {
   void (*quantize)(const float* x, int stride, int columns, const Quantized& out, int from, int to);
   // y[t, r] = activation(fma(float(sum), scale_x[t] * scale_w[r], bias[r])) for the rows of panels [from, to)
   void (*multiply)(const Matrix&, const Quantized&, int from, int to, Activation, float* y, int y_stride);
+  // The same outputs as int8 in steps of 1 / out.inverse: row r in column r - 16 `first` of `out`. With out.lanes: as
+  // `quantize` leaves them for products, but for scale and sum; without: rows alone. y is room for floats.
+  void (*multiply_to_int8)(const Matrix&, const Quantized&, int from, int to, Activation, float* y, int y_stride,
+                           const Quantized& out, int first);
   // y[t, r] = activation(chain over k of fma(x[t, k], W[r, k]) + bias[r])
   void (*multiply_float)(const Matrix&, const float* x, int x_stride, int n_tokens, int from, int to, Activation,
                          float* y, int y_stride);
   // heads [from, to) of one message
   void (*attend)(const Attention&, int from, int to);
+  void (*attend_integers)(const IntegerAttention&, int from, int to);
   // out[f] = (sum over tokens of x[t, f]) / n_tokens
   void (*mean)(const float* x, int stride, int n_tokens, int columns, float* out);
   // The integer weights of each row added up, padding included: what a level needs that multiplies activations + 128;

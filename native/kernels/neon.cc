@@ -52,6 +52,10 @@ struct V {
     for (int i = 0; i < kLanes; ++i) found[i] = table[codes[i]];
     return load(found);
   }
+  static V from_i32(const std::int32_t* p) {
+    return make([p](int i) { return vcvtq_f32_s32(vld1q_s32(p + 4 * i)); });
+  }
+  void to_u8(std::uint8_t* p) const { to_i8(reinterpret_cast<std::int8_t*>(p)); }  // which keeps the low 8 bits
   void to_i8(std::int8_t* p) const {
     const int16x8_t low = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(v[0])), vmovn_s32(vcvtnq_s32_f32(v[1])));
     const int16x8_t high = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(v[2])), vmovn_s32(vcvtnq_s32_f32(v[3])));
@@ -157,7 +161,7 @@ inline void pack_lanes(const Quantized& x, int token) {
 
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
   quantize_rows(x, stride, columns, out, from, to);
-  const int packed = in_blocks(out.n_tokens, kFewest);
+  const int packed = out.lanes ? in_blocks(out.n_tokens, kFewest) : 0;
   for (int block = from; block < to && block < packed; block += kBlock)
     for (int t = block; t < block + kBlock; t += 4) pack_lanes(out, t);
 }
@@ -278,8 +282,16 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
   with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, a, y, y_stride); });
 }
 
-constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply,
-                              multiply_float, attend, mean,  nullptr};
+constexpr int kOffset = 0;
+#include "kernels/integers.inc"
+
+void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride,
+                      const Quantized& out, int first) {
+  outputs_to_int8(m, x, from, to, 1, a, y, y_stride, out, first, in_blocks(x.n_tokens, kFewest));
+}
+
+constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply, multiply_to_int8,
+                              multiply_float, attend, attend_integers, mean, nullptr};
 
 }  // namespace
 

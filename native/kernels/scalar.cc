@@ -52,8 +52,14 @@ struct V {
   static V from_table(const float* table, const std::uint8_t* codes) {
     return make([=](int i) { return table[codes[i]]; });
   }
+  static V from_i32(const std::int32_t* p) {
+    return make([p](int i) { return float(p[i]); });
+  }
   void to_i8(std::int8_t* p) const {
     for (int i = 0; i < kLanes; ++i) p[i] = std::int8_t(v[i]);
+  }
+  void to_u8(std::uint8_t* p) const {
+    for (int i = 0; i < kLanes; ++i) p[i] = std::uint8_t(v[i]);
   }
   float sum() const {
     V r = *this;
@@ -143,8 +149,16 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
   }
 }
 
-constexpr Kernels kKernels = {"scalar", embed,          add_norm, quantize_rows,
-                              multiply, multiply_float, attend, mean,   nullptr};
+constexpr int kOffset = 0;
+#include "kernels/integers.inc"
+
+void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride,
+                      const Quantized& out, int first) {
+  outputs_to_int8(m, x, from, to, 1, a, y, y_stride, out, first, 0);
+}
+
+constexpr Kernels kKernels = {"scalar", embed, add_norm, quantize_rows, multiply, multiply_to_int8,
+                              multiply_float, attend, attend_integers, mean, nullptr};
 
 }  // namespace
 

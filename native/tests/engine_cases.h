@@ -17,7 +17,8 @@ inline int rounds(int n) { return emulated() ? 1 + n / 20 : n; }
 
 // What an engine reads. Every array has its own memory without slack: the address sanitizer sees what lies beyond.
 struct Sample {
-  // weights: the form of all matrices, or "mixed". Sizes that neither 16 nor 64 divides; embedding: as in Config.
+  // weights: the form of all matrices, or "mixed"; "static" forms have input scales, and attention is integer then, in
+  // a mixed model every other one. Sizes that neither 16 nor 64 divides; embedding: as in Config.
   explicit Sample(const std::string& weights, Pooling pooling = Pooling::mean, int embedding_width = 0, int n_intents = 5)
       : weights_(weights) {
     config.hidden = 20;
@@ -69,8 +70,13 @@ struct Sample {
   int looked_up() const { return config.embedding ? config.embedding : config.hidden; }
 
   std::string form() {
-    static const char* const kAll[] = {"int8", "float32", "4 bits", "int8 with shift", "1 bit", "2 bits, 3 centres"};
+    static const char* const kAll[] = {"int8",  "float32",     "4 bits",        "int8 with shift",   "static 4 bits",
+                                       "1 bit", "static int8", "static 2 bits", "2 bits, 3 centres", "static int8 with shift"};
     return weights_ == "mixed" ? kAll[n_matrices_++ % std::size(kAll)] : weights_;
+  }
+
+  static std::string without_static(const std::string& form) {
+    return form.rfind("static ", 0) == 0 ? form.substr(7) : form;
   }
 
   template <class T>
@@ -95,7 +101,10 @@ struct Sample {
 
   void linear(const std::string& name, int rows, int columns) {
     MatrixSource m;
-    const std::string chosen = rows && columns ? form() : "float32";
+    const std::string full = rows && columns ? form() : "float32", chosen = without_static(full);
+    if (chosen != full) m.input_scale = 0.02f;
+    if (name.ends_with(".qkv") && (weights_ == "mixed" ? n_mixed_attentions_++ % 2 == 0 : chosen != full))
+      m.output_scales = {0.03f, 0.02f, 0.025f};
     m.rows = rows;
     m.columns = columns;
     m.bias = floats(std::size_t(rows), 0.0f, 0.3f);
@@ -114,7 +123,7 @@ struct Sample {
 
   void embedding(const std::string& name, int rows) {
     MatrixSource m;
-    const std::string chosen = form();
+    const std::string chosen = without_static(form());
     m.rows = rows;
     m.columns = looked_up();
     if (chosen == "float32") {
@@ -134,12 +143,13 @@ struct Sample {
   }
 
   std::string weights_;
-  std::size_t n_matrices_ = 0;
+  std::size_t n_matrices_ = 0, n_mixed_attentions_ = 0;
   std::vector<Exact<float>> kept_;
   std::vector<Exact<std::uint8_t>> bytes_;
 };
 
-constexpr const char* kWeights[] = {"float32", "int8", "int8 with shift", "4 bits", "2 bits, 3 centres", "1 bit", "mixed"};
+constexpr const char* kWeights[] = {"float32", "int8",        "int8 with shift",        "4 bits",        "2 bits, 3 centres",
+                                    "1 bit",   "static int8", "static int8 with shift", "static 4 bits", "mixed"};
 
 // Messages one after another, as Engine::logits takes them.
 struct Messages {

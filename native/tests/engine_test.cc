@@ -158,7 +158,7 @@ TEST(engine_callers_at_once_get_equal_bits) {
 
 #ifndef _MSC_VER
 TEST(engine_second_call_allocates_nothing) {
-  const Sample samples[] = {Sample("float32"), Sample("mixed"), Sample("mixed", Pooling::cls_gelu, 37),
+  const Sample samples[] = {Sample("float32"), Sample("static int8"), Sample("mixed"), Sample("mixed", Pooling::cls_gelu, 37),
                             Sample("int8", Pooling::cls_relu, 3, 0)};
   for (const Sample& sample : samples) {
     const Engine engine = sample.engine(all_levels()[0]);
@@ -184,7 +184,7 @@ TEST(engine_second_call_allocates_nothing) {
 #endif
 
 TEST(engine_what_is_not_finite_stays_with_its_message) {
-  for (const char* weights : {"float32", "int8", "4 bits"}) {
+  for (const char* weights : {"float32", "int8", "4 bits", "static int8"}) {
     Sample s(weights);
     MatrixSource& words = s.matrices["embeddings.words"];
     words.values = Values::float32;

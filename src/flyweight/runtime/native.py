@@ -176,6 +176,7 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     rows, columns = entry["shape"]
     bias = artifact.array(f"{name}.bias") if f"{name}.bias" in vector_shapes(artifact) else None
     found: dict[str, Any] = {"rows": rows, "columns": columns, "activations": activations, "bias": bias}
+    found |= {scale: entry.get(scale) for scale in ("input_scale", "output_scales")}
     if not rows * columns:  # no weights, whatever their form: y = bias
         return found | {"activations": "float"} | _weights("float32", np.zeros(0, np.float32))
     if name in LOOKED_UP or entry["layout"] == "panels":

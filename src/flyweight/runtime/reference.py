@@ -1,7 +1,7 @@
 """The forward pass in NumPy: every model kind and weight form, readable, the independent check of the engine.
 
-It computes with the integers that the engine multiplies (int8 weights or int8 centres by int8 activations, exact sums)
-and floats elsewhere. It is no fast path: codes are unpacked and widened at load.
+It computes with the integers that the engine multiplies (int8 weights or int8 centres by int8 activations; int8
+queries, keys and values; exact sums) and floats elsewhere. It is no fast path: codes are unpacked and widened at load.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class _Matrix:
     def __init__(self, artifact: Artifact, name: str, dtype: Any, biased: bool = True):
         form = artifact.form(name)
         self.name, self.shape, self.dtype = name, form.shape, dtype
-        self.integer = artifact.entry(name)["activations"] == "int8"
+        entry = artifact.entry(name)
+        self.integer, step = entry["activations"] != "float", entry.get("input_scale")
+        self.step = None if step is None else np.float32(step)  # of static activations; None: one a token
         bias = artifact.array(f"{name}.bias") if biased else np.zeros(form.shape[0])
         self.bias = bias.astype(dtype)
         if not self.integer:
@@ -95,7 +97,7 @@ class _Matrix:
         """x (T, n_in) -> (T, n_out)."""
         if not self.integer:
             return x @ self.weight.T + self.bias
-        q, s_x = quantize_rows(x)
+        q, s_x = quantize_rows(x) if self.step is None else quantize_static(x, self.step)
         total = np.zeros((len(x), self.shape[0]), np.float64)
         for at in range(0, self.shape[1], EXACT_COLUMNS):
             block = slice(at, at + EXACT_COLUMNS)
@@ -127,6 +129,7 @@ class _Layer:
     def __init__(self, artifact: Artifact, name: str, config: dict[str, Any], shape: dict[str, int], dtype: Any):
         self.heads, self.head_size = shape["heads"], config["head_size"]
         self.qkv = _Matrix(artifact, f"{name}.attention.qkv", dtype)
+        self.steps = artifact.entry(f"{name}.attention.qkv").get("output_scales")  # int8 attention: of q, k, v
         self.out = _Matrix(artifact, f"{name}.attention.out", dtype)
         self.up = _Matrix(artifact, f"{name}.ffn.up", dtype)
         self.down = _Matrix(artifact, f"{name}.ffn.down", dtype)
@@ -146,12 +149,23 @@ class _Layer:
     def _attend(self, x: np.ndarray, buckets: np.ndarray | None) -> np.ndarray:
         n = len(x)
         q, k, v = self.qkv(x).reshape(n, 3, self.heads, self.head_size).transpose(1, 2, 0, 3)  # each (H, T, d)
-        scores = (q * x.dtype.type(self.head_size**-0.5)) @ k.transpose(0, 2, 1)  # (H, T, T)
+        if self.steps is None:
+            scores = (q * x.dtype.type(self.head_size**-0.5)) @ k.transpose(0, 2, 1)  # (H, T, T)
+        else:
+            s_q, s_k, s_v = (np.float32(s) for s in self.steps)
+            q, k, v = (quantize_static(a, s)[0] for a, s in ((q, s_q), (k, s_k), (v, s_v)))
+            factor = s_q * s_k * np.float32(self.head_size**-0.5)
+            scores = integer_product(q, k.transpose(0, 2, 1)).astype(x.dtype) * x.dtype.type(factor)
         if self.relative_bias is not None and buckets is not None:
             scores = scores + self.relative_bias[buckets].transpose(2, 0, 1)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
-        return self.out((weights @ v).transpose(1, 0, 2).reshape(n, self.heads * self.head_size))
+        e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        if self.steps is None:
+            attended = e / e.sum(axis=-1, keepdims=True) @ v  # (H, T, d)
+        else:  # exponentials in 255 steps, normalised by the sum of what was rounded
+            e = np.rint(x.dtype.type(255) * e)
+            total = e.sum(axis=-1, keepdims=True, dtype=np.float64).astype(x.dtype)
+            attended = integer_product(e, v).astype(x.dtype) * (x.dtype.type(s_v) / total)
+        return self.out(attended.transpose(1, 0, 2).reshape(n, self.heads * self.head_size))
 
 
 @dataclass(frozen=True)
@@ -193,6 +207,21 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inv = np.divide(x.dtype.type(127), absmax, out=np.zeros_like(absmax), where=live)
     q = np.clip(np.rint(x * inv[:, None]), -127, 127).astype(np.float32)
     return q, np.where(live, absmax / x.dtype.type(127), x.dtype.type(0))
+
+
+def quantize_static(x: np.ndarray, step: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """The same in steps of one calibrated size: x (..., n) -> integers of its shape as float32, scales (1,).
+
+    q = round-half-even(x * (1 / step)) in [-127, 127].
+    """
+    inv = x.dtype.type(np.float32(1) / step)
+    return np.clip(np.rint(x * inv), -127, 127).astype(np.float32), np.array([step], x.dtype)
+
+
+def integer_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b of integers that floats hold, (..., n, k) and (..., k, m) -> (..., n, m) float64: exact below 2^53."""
+    found: np.ndarray = a.astype(np.float64) @ b.astype(np.float64)
+    return found
 
 
 # erf(x) = x P(x^2) / Q(x^2) on [-4, 4], beyond it +-1 in float32; error below 5e-7, in float64 7e-8 (Eigen's form).

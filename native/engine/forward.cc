@@ -1,0 +1,247 @@
+// The forward pass: which kernel computes what from where to where. x is quantized for its next reader where it is made.
+#include "engine/forward.h"
+
+namespace flyweight {
+
+// x (n, columns of l) -> q, as l takes it.
+void Engine::quantize(const Linear& l, const float* x, int x_stride, const Quantized& q, const Team& team) const {
+  team.split(q.n_tokens, kBlock,
+             [&](int from, int to, int) { kernels_.quantize(x, x_stride, l.matrix.columns, q, from, to); });
+}
+
+// y = activation(x W^T + b); where l multiplies integers, w.input holds x already.
+void Engine::multiply(const Linear& l, const float* x, int x_stride, int n, Activation a, float* y, int y_stride,
+                      Workspace& w, const Team& team) const {
+  const Matrix& m = l.matrix;
+  const Quantized q = w.input.view(n, m.columns, l.inverse);
+  team.split(m.panels(), 1, [&](int from, int to, int) {
+    if (l.integer) {
+      kernels_.multiply(m, q, from, to, a, y, y_stride);
+    } else {
+      kernels_.multiply_float(m, x, x_stride, n, from, to, a, y, y_stride);
+    }
+  });
+}
+
+void Engine::linear(const Linear& l, const float* x, int x_stride, int n, Activation a, float* y, int y_stride,
+                    Workspace& w, const Team& team) const {
+  if (l.integer) quantize(l, x, x_stride, w.input.view(n, l.matrix.columns, l.inverse), team);
+  multiply(l, x, x_stride, n, a, y, y_stride, w, team);
+}
+
+// job(first token of the message, its length, head, last head, thread) until all heads of all messages are done.
+template <class Job>
+void Engine::each_head(const Layer& layer, const Group& g, const Team& team, Job job) const {
+  team.split(g.n * layer.heads, 1, [&](int from, int to, int thread) {
+    int message = 0, token = 0;
+    for (int at = 0; at < to; ++message) {  // items are (message, head)
+      const int head = std::max(from - at, 0), last = std::min(to - at, layer.heads);
+      if (head < last) job(token, g.lengths[message], head, last, thread);
+      at += layer.heads;
+      token += g.lengths[message];
+    }
+  });
+}
+
+// x, and w.input for qkv -> w.attended.
+void Engine::attention(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
+  const int width = layer.heads * config_.head_size, stride = round_up(3 * width, kPanel);
+  multiply(layer.qkv, w.x.get(), round_up(config_.hidden, kPiece), g.n_tokens, Activation::none, w.y.get(), stride, w,
+           team);
+  each_head(layer, g, team, [&](int token, int length, int head, int last, int thread) {
+    Attention a;
+    a.qkv = w.y.get() + std::size_t(token) * std::size_t(stride);
+    a.out = w.attended.get() + std::size_t(token) * std::size_t(round_up(width, kPiece));
+    a.qkv_stride = stride;
+    a.out_stride = round_up(width, kPiece);
+    a.n_tokens = length;
+    a.heads = layer.heads;
+    a.size = config_.head_size;
+    a.bias = layer.relative_bias.size() ? layer.relative_bias.get() : nullptr;
+    a.reach = config_.max_positions;
+    a.scratch = w.attention.get() + w.scratch * std::size_t(thread);
+    kernels_.attend(a, head, last);
+  });
+}
+
+// What is not finite in a token's input is not finite in its output: scales NaN, or 1.
+void Engine::mark(const Quantized& from, const Quantized& to) {
+  for (int t = 0; t < from.n_tokens; ++t) to.scale[t] = 1.0f + 0.0f * from.scale[t];
+}
+
+// x, and w.input for qkv -> int8 queries, keys and values in w.parts.
+void Engine::integer_parts(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
+  const int width = layer.heads * config_.head_size, stride = round_up(3 * width, kPanel), n = g.n_tokens;
+  const Matrix& m = layer.qkv.matrix;
+  Quantized parts[3];
+  for (int i = 0; i < 3; ++i) {
+    parts[i] = w.parts[i].view(n, width, layer.inverses[i]);
+    parts[i].lanes = nullptr;
+  }
+  if (!layer.parts_from_sums) {
+    multiply(layer.qkv, w.x.get(), round_up(config_.hidden, kPiece), n, Activation::none, w.y.get(), stride, w, team);
+    for (int i = 0; i < 3; ++i)
+      team.split(n, kBlock, [&](int from, int to, int) {
+        kernels_.quantize(w.y.get() + i * width, stride, width, parts[i], from, to);
+      });
+    return;
+  }
+  const Quantized q = w.input.view(n, m.columns, layer.qkv.inverse);
+  const int count = m.panels() / 3;
+  team.split(m.panels(), 1, [&](int from, int to, int) {
+    for (int i = 0; i < 3; ++i) {
+      const int begin = std::max(from, i * count), end = std::min(to, (i + 1) * count);
+      if (begin < end)
+        kernels_.multiply_to_int8(m, q, begin, end, Activation::none, w.y.get(), stride, parts[i], i * count);
+    }
+  });
+  for (const Quantized& part : parts) mark(q, part);
+}
+
+// The same as `attention` with integer products.
+void Engine::integer_attention(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
+  const int stride = round_up(layer.heads * config_.head_size, kPiece);
+  integer_parts(layer, g, w, team);
+  each_head(layer, g, team, [&](int token, int length, int head, int last, int thread) {
+    const std::size_t at = std::size_t(token) * std::size_t(stride);
+    IntegerAttention a;
+    a.q = w.parts[0].rows.get() + at;
+    a.k = w.parts[1].rows.get() + at;
+    a.v = w.parts[2].rows.get() + at;
+    a.out = w.attended.get() + at;
+    a.stride = a.out_stride = stride;
+    a.n_tokens = length;
+    a.heads = layer.heads;
+    a.size = config_.head_size;
+    a.factor = layer.factor;
+    a.v_scale = layer.v_scale;
+    for (Int8Room& part : w.parts)  // all tokens of a message see one that is not finite
+      for (int t = token; t < token + length; ++t) a.v_scale = a.v_scale * part.scale[std::size_t(t)];
+    a.bias = layer.relative_bias.size() ? layer.relative_bias.get() : nullptr;
+    a.reach = config_.max_positions;
+    a.scratch = w.attention.get() + w.scratch * std::size_t(thread);
+    kernels_.attend_integers(a, head, last);
+  });
+}
+
+// x, and w.input for up -> w.attended, which attention no longer needs.
+void Engine::feed_forward(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
+  const int n = g.n_tokens, stride = round_up(layer.ffn, kPanel), rows = round_up(config_.hidden, kPanel);
+  float *y = w.y.get(), *out = w.attended.get();
+  const Matrix &up = layer.up.matrix, &down = layer.down.matrix;
+  if (!layer.down_from_sums) {
+    multiply(layer.up, w.x.get(), round_up(config_.hidden, kPiece), n, config_.activation, y, stride, w, team);
+    linear(layer.down, y, stride, n, Activation::none, out, rows, w, team);
+    return;
+  }
+  const Quantized from_x = w.input.view(n, up.columns, layer.up.inverse);
+  const Quantized between = w.wide.view(n, down.columns, layer.down.inverse);
+  team.split(up.panels(), 1, [&](int from, int to, int) {
+    kernels_.multiply_to_int8(up, from_x, from, to, config_.activation, y, stride, between, 0);
+  });
+  mark(from_x, between);
+  team.split(down.panels(), 1, [&](int from, int to, int) {
+    kernels_.multiply(down, between, from, to, Activation::none, out, rows);
+  });
+}
+
+void Engine::embed(const Group& g, Workspace& w, const Team& team) const {
+  const int stride = round_up(config_.hidden, kPiece);
+  for (int i = 0, t = 0; i < g.n; ++i)
+    for (int place = 0; place < g.lengths[i]; ++place) w.places[std::size_t(t++)] = place;
+  // Narrower embeddings go to `attended`, which no layer needs yet, and come back projected.
+  float* const embedded = config_.embedding ? w.attended.get() : w.x.get();
+  const int embedded_stride = config_.embedding ? round_up(config_.embedding, kPiece) : stride;
+  team.split(g.n_tokens, 4, [&](int from, int to, int) {
+    kernels_.embed(words_.embedding, positions_.embedding, g.ids + from, w.places.get() + from, to - from, norm_.norm,
+                   embedded + std::size_t(from) * std::size_t(embedded_stride), embedded_stride);
+  });
+  if (config_.embedding)
+    linear(projection_, embedded, embedded_stride, g.n_tokens, Activation::none, w.x.get(), stride, w, team);
+}
+
+void Engine::forward(const Group& g, Workspace& w, const Team& team) const {
+  const int n = g.n_tokens, hidden = config_.hidden, stride = round_up(hidden, kPiece), rows = round_up(hidden, kPanel);
+  float* x = w.x.get();
+  embed(g, w, team);
+  if (first_reader_ && first_reader_->integer)
+    quantize(*first_reader_, x, stride, w.input.view(n, hidden, first_reader_->inverse), team);
+  const auto add_norm = [&](const Norm& norm, const float* y, int y_stride, const Linear* reader) {
+    const Quantized q = w.input.view(n, hidden, reader ? reader->inverse : 0.0f);
+    team.split(n, kBlock, [&](int from, int to, int) {
+      kernels_.add_norm(x + std::size_t(from) * std::size_t(stride), stride, y + std::size_t(from) * std::size_t(y_stride),
+                        y_stride, to - from, norm);
+      if (reader && reader->integer) kernels_.quantize(x, stride, hidden, q, from, to);
+    });
+  };
+  for (const Layer& layer : layers_) {
+    if (layer.heads) {
+      if (layer.integer_attention) {
+        integer_attention(layer, g, w, team);
+      } else {
+        attention(layer, g, w, team);
+      }
+      const int attended = round_up(layer.heads * config_.head_size, kPiece);
+      linear(layer.out, w.attended.get(), attended, n, Activation::none, w.y.get(), rows, w, team);
+      add_norm(layer.attention_norm.norm, w.y.get(), rows, layer.attention_reader);
+    } else {
+      add_norm(layer.attention_norm.norm, layer.out.bias.get(), 0, layer.attention_reader);
+    }
+    if (layer.ffn) {
+      feed_forward(layer, g, w, team);
+      add_norm(layer.ffn_norm.norm, w.attended.get(), rows, layer.ffn_reader);
+    } else {
+      add_norm(layer.ffn_norm.norm, layer.down.bias.get(), 0, layer.ffn_reader);
+    }
+  }
+  heads(g, w, team);
+}
+
+// A vector of each message: w.x -> w.pooled.
+void Engine::pool(const Group& g, Workspace& w, const Team& team) const {
+  const int hidden = config_.hidden, stride = round_up(hidden, kPiece), rows = round_up(hidden, kPanel);
+  const std::size_t step = std::size_t(stride);
+  float *y = w.y.get(), *pooled = w.pooled.get();
+  for (int i = 0, t = 0; i < g.n; t += g.lengths[i++]) {
+    const float* message = w.x.get() + std::size_t(t) * step;
+    float* to = pooled + std::size_t(i) * step;
+    if (config_.pooling == Pooling::mean) {
+      kernels_.mean(message, stride, g.lengths[i], hidden, to);
+    } else {
+      std::copy(message, message + hidden, to);
+    }
+  }
+  const Activation a = behind_pooler(config_.pooling);
+  if (a == Activation::none) return;
+  linear(pooler_, pooled, stride, g.n, a, y, rows, w, team);
+  for (int i = 0; i < g.n; ++i)
+    std::copy_n(y + std::size_t(i) * std::size_t(rows), hidden, pooled + std::size_t(i) * step);
+}
+
+void Engine::heads(const Group& g, Workspace& w, const Team& team) const {
+  const int hidden = config_.hidden, stride = round_up(hidden, kPiece);
+  const std::size_t step = std::size_t(stride);
+  const float* x = w.x.get();
+  float *y = w.y.get(), *pooled = w.pooled.get();
+  const auto classify = [&](const Linear& head, int n, int n_out, float* out) {
+    const int rows = round_up(n_out, kPanel);
+    linear(head, pooled, stride, n, Activation::none, y, rows, w, team);
+    for (int i = 0; i < n; ++i)
+      std::copy_n(y + std::size_t(i) * std::size_t(rows), n_out, out + std::size_t(i) * std::size_t(n_out));
+  };
+  if (config_.n_intents) {
+    pool(g, w, team);
+    classify(intent_, g.n, config_.n_intents, g.intent);
+  }
+  if (!g.n_all_words) return;
+  const std::int32_t* first = g.first;
+  int word = 0;
+  for (int i = 0, t = 0; i < g.n; t += g.lengths[i++])
+    for (int end = word + g.n_words[i]; word < end; ++word) {
+      const float* from = x + std::size_t(t + *first++) * step;
+      std::copy(from, from + hidden, pooled + std::size_t(word) * step);
+    }
+  classify(tags_, g.n_all_words, config_.n_tags, g.tags);
+}
+
+}  // namespace flyweight

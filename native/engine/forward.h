@@ -1,0 +1,92 @@
+// What a forward pass works on: its messages, its threads and its memory. For engine.cc and forward.cc alone.
+#pragma once
+
+#include <algorithm>
+
+#include "engine/engine.h"
+#include "engine/pool.h"
+
+namespace flyweight {
+
+// What follows the pooler; none where there is no pooler.
+inline Activation behind_pooler(Pooling pooling) {
+  switch (pooling) {
+    case Pooling::cls_tanh: return Activation::tanh;
+    case Pooling::cls_relu: return Activation::relu;
+    case Pooling::cls_gelu: return Activation::gelu;
+    default: return Activation::none;
+  }
+}
+
+// Messages that are computed together, and where their results go.
+struct Engine::Group {
+  const std::int32_t *ids = nullptr, *lengths = nullptr, *first = nullptr, *n_words = nullptr;
+  int n = 0, n_tokens = 0, n_all_words = 0;
+  float *intent = nullptr, *tags = nullptr;
+};
+
+// How many threads share one group.
+class Engine::Team {
+ public:
+  explicit Team(int n_threads) : n_threads_(n_threads) {}
+
+  // job(from, to, thread) over [0, n) in parts that begin at multiples of `unit`.
+  template <class Job>
+  void split(int n, int unit, Job&& job) const {
+    const int units = (n + unit - 1) / unit, parts = std::min(n_threads_, units);
+    if (parts <= 1) {
+      if (n > 0) job(0, n, 0);
+      return;
+    }
+    Pool::instance().run(parts, [&](int i) {
+      const int from = int(std::int64_t(units) * i / parts) * unit;
+      const int to = std::min(n, int(std::int64_t(units) * (i + 1) / parts) * unit);
+      job(from, to, i);
+    });
+  }
+
+ private:
+  int n_threads_;
+};
+
+// Memory of quantized activations.
+struct Int8Room {
+  Buffer<std::int8_t> rows, lanes;
+  Buffer<float> scale;
+  Buffer<std::int32_t> sum;
+
+  Int8Room() = default;
+  Int8Room(std::size_t n, std::size_t width) : rows(n * width), lanes(n * width), scale(n), sum(n) {}
+  Quantized view(int n_tokens, int columns, float inverse) {
+    return {rows.get(), lanes.get(), scale.get(), sum.get(), n_tokens, round_up(columns, kPiece), inverse};
+  }
+};
+
+// Everything a forward pass writes; made once, used by one caller at a time.
+struct Engine::Workspace {
+  int capacity, n_threads;
+  std::size_t scratch;
+  Buffer<float> x, y, attended, pooled, attention;
+  Buffer<std::int32_t> places;
+  Int8Room input;     // of most matrices
+  Int8Room wide;      // of `down`, where `up` gives it
+  Int8Room parts[3];  // queries, keys and values of integer attention
+
+  Workspace(const Engine& engine, int n_tokens, int threads)
+      : capacity(n_tokens), n_threads(threads),
+        scratch((engine.attention_room() + 15) / 16 * 16) {
+    const std::size_t n = std::size_t(round_up(n_tokens, kBlock)), width = std::size_t(engine.width_);
+    const std::size_t hidden = std::size_t(round_up(engine.config_.hidden, kPiece));
+    x = Buffer<float>(n * hidden);
+    y = Buffer<float>(n * std::size_t(engine.height_));
+    attended = Buffer<float>(n * width);
+    pooled = Buffer<float>(n * hidden);
+    attention = Buffer<float>(scratch * std::size_t(threads));
+    places = Buffer<std::int32_t>(n);
+    input = Int8Room(n, width);
+    wide = Int8Room(n, std::size_t(engine.wide_width_));
+    for (Int8Room& part : parts) part = Int8Room(n, std::size_t(engine.parts_width_));
+  }
+};
+
+}  // namespace flyweight
