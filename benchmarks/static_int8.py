@@ -31,9 +31,9 @@ def settings() -> list[Technique]:
         for name in CALIBRATIONS
     ]
     others: list[Technique] = [
-        fw.StaticInt8(attention=False, fallback=None, n_messages=N_MESSAGES),
+        fw.StaticInt8(calibration="mse", attention=False, fallback=None, n_messages=N_MESSAGES),
         fw.StaticInt8(calibration="mse", smooth=None, n_messages=N_MESSAGES),
-        fw.StaticInt8(smooth=None, n_messages=N_MESSAGES),
+        fw.StaticInt8(smooth=0.5, n_messages=N_MESSAGES),
         fw.StaticInt8(n_messages=N_MESSAGES),
     ]
     return [fw.Int8(), *static, *others]
