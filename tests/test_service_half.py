@@ -18,7 +18,18 @@ from flyweight.runtime import native
 from flyweight.runtime.parser import load
 from flyweight.techniques.codebook import Codebook
 
-WORKSHOP = ("torch", "transformers", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "yaml", "safetensors")
+WORKSHOP = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "yaml",
+    "safetensors",
+    "matplotlib",
+)
 if native.module() is not None:  # elsewhere the package `tokenizers` does its work
     WORKSHOP += ("tokenizers",)
 BLOCKED = f"""
@@ -111,6 +122,7 @@ for arguments in (
     ["train", {str(tmp_path / "d.csv")!r}, "--out", {str(tmp_path / "out")!r}],
     ["compress", {str(tmp_path / "model")!r}, "x.csv", "-t", "int8", "--out", "y.fly"],
     ["demo"],
+    ["sensitivity", {str(tmp_path / "model")!r}, {str(tmp_path / "d.csv")!r}],
     ["evaluate", {str(tmp_path / "model")!r}, {str(tmp_path / "d.csv")!r}],
 ):
     with contextlib.redirect_stderr(io.StringIO()) as said:

@@ -103,7 +103,9 @@ def print_heat_map(found: Sensitivity, title: str) -> None:
 def _column(found: Sensitivity, bits: int) -> list[str]:
     """What stands in the cells of one width, part by part, number under number."""
     cells = [found.cell(part, bits) for part in found.parts]
-    numbers = [[f"{round(found.loss_percent(cell, metric), 1) + 0.0:.1f}" for cell in cells] for metric in found.metrics]
+    numbers = [
+        [f"{round(found.loss_percent(cell, metric), 1) + 0.0:.1f}" for cell in cells] for metric in found.metrics
+    ]
     numbers.append([str(cell.n_flips) for cell in cells])
     wide = [max(map(len, column)) for column in numbers]
     return [f"  {' '.join(x.rjust(n) for x, n in zip(row, wide, strict=True))} " for row in zip(*numbers, strict=True)]
