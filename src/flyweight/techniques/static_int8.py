@@ -83,7 +83,7 @@ class StaticInt8:
         """A copy with static steps.
 
         Costs one pass over the messages to calibrate on, two where smoothed; a fallback list a pass over 32 messages
-        for each tensor (a minute or two for MiniLM on a busy core). Errors: ConfigError without messages to calibrate on.
+        for each tensor (a minute or two for MiniLM on a busy core). Errors: ConfigError without any message.
         """
         model = dynamic(model.copy())
         encoded = chosen_messages(model, run.data.train or run.data.validation, self.n_messages, run.seed)
