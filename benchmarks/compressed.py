@@ -31,9 +31,12 @@ class Entry:
     bound_percent: float | None = None
 
 
+PARTS = {"embeddings": 256, "heads": 256}
 RECIPES: dict[str, Entry] = {
     "int8": Entry((fw.Int8(),), 0.3),
-    "4-bit codes": Entry((fw.Codebook(encoder=16, embeddings=256, heads=256),), 0.5),
+    "static int8": Entry((fw.StaticInt8(),), 0.5),
+    "4-bit codes": Entry((fw.Codebook(encoder=16, **PARTS),), 0.5),
+    "4-bit codes, GPTQ": Entry((fw.GPTQ(encoder=16, **PARTS),), 0.5),
 }
 
 
@@ -52,7 +55,7 @@ def compressed(name: str, base: str, seed: int, label: str) -> Compressed:
     steps = [{name_of(t): vars(t)} for t in RECIPES[label].techniques]
     weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
     key = hashlib.sha256(json.dumps([weights, steps], sort_keys=True).encode()).hexdigest()[:10]
-    folder = CACHE / "compressed" / f"{name}-{Path(base).name}-{seed}-{label.replace(' ', '-')}-{key}"
+    folder = CACHE / "compressed" / f"{name}-{Path(base).name}-{seed}-{label.replace(',', '').replace(' ', '-')}-{key}"
     found = Compressed(folder / "model.fly", folder / "model", {})
     made = folder / "made.json"
     if not made.is_file():
