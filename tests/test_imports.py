@@ -27,6 +27,7 @@ LAYERS = [
     ("artifact",),
     ("answers",),
     ("tokenizer",),
+    ("integer_only",),
     ("forms", "positions", "integer_math", "progress", "cores", "data"),
     ("errors",),
 ]

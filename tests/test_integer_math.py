@@ -24,14 +24,29 @@ def test_division_rounds_halves_up() -> None:
 
 
 def test_requantize_by_hand() -> None:
-    assert im.multiplier(1.0) == (2**30, 30)
-    assert im.multiplier(0.75) == (3 * 2**29, 31)
-    assert im.multiplier(1 - 2.0**-33) == (2**30, 30)  # the mantissa rounds up to 2^31
+    ratios = [
+        1.0,
+        0.75,
+        1 - 2.0**-33,
+        2.0**-31,
+        2.0**-31.1,
+        0.0,
+        2.0**40,
+    ]  # the third: rounds up to 2^31
+    m, shift = im.multipliers(np.array(ratios))
+    assert m.tolist() == [2**30, 3 * 2**29, 2**30, 2**30, 0, 0, 2**30]
+    assert shift.tolist() == [30, 31, 30, 61, 31, 31, 1]
     assert im.requantize(np.array([-400, -6, -2, 0, 1, 2, 3, 400]), 0.5).tolist() == [-127, -3, -1, 0, 1, 1, 2, 127]
     assert im.requantize(np.array([2, -3]), 100.0, 1000).tolist() == [200, -300]
 
 
-@given(st.integers(-(2**32) + 1, 2**32 - 1), st.floats(2.0**-31, 2.0**20))
+def test_reciprocals_by_hand() -> None:
+    m, shift = im.reciprocals(np.array([1, 2, 3, 2**32 - 1]))
+    assert m.tolist() == [2**30, 2**30, round(2**31 / 3), 2**29]
+    assert shift.tolist() == [30, 31, 31, 61]
+
+
+@given(st.integers(-(2**31) + 1, 2**31 - 1), st.floats(2.0**-31, 2.0**20))
 def test_requantize_is_near_the_product(q: int, ratio: float) -> None:
     found = int(im.requantize(np.array([q]), ratio, 2**62)[0])
     assert abs(found - Fraction(q) * Fraction(ratio)) <= Fraction(1, 2) + abs(Fraction(q) * Fraction(ratio)) / 2**30
@@ -82,8 +97,14 @@ def test_gelu_by_hand() -> None:
     assert found.tolist() == [347, 178, 0, -178, -347]
     assert scale == pytest.approx(-0.002888)
     found, scale = im.gelu(q, math.sqrt(2) / 10)
-    assert found.tolist() == [0, -5 * (178 - 347), 0, 5 * (-178 - 347), 30 * -694]
-    assert scale == pytest.approx(-0.002888 * math.sqrt(2) / 20)
+    assert found.tolist() == [0, -5 * (347 - 178), 0, 5 * (347 + 178), 30 * 694]
+    assert scale == pytest.approx(0.002888 * math.sqrt(2) / 20)
+    # scale 2^-10: b = floor(-2561.8), c and one = floor(-7261606.6); 1 + erf in 24 bits, 9 of them are cut
+    found, scale = im.gelu(np.array([1024, -1024]), 2.0**-10)
+    one = 7261607
+    erf = one - (1024 - 2562) ** 2
+    assert found.tolist() == [1024 * ((one + erf) >> 9), -1024 * ((one - erf) >> 9)]
+    assert scale == pytest.approx(0.2888 * 2.0**-23)
 
 
 @pytest.mark.parametrize("scale", [*SCALES[1:], 0.01])
@@ -91,7 +112,7 @@ def test_gelu_is_near_gelu(scale: float) -> None:
     q = np.arange(-math.ceil(8 / scale), math.ceil(8 / scale) + 1, 3)
     found, found_scale = im.gelu(q, scale)
     assert np.abs(found * found_scale - gelu(q * scale)).max() <= 0.02
-    assert np.abs(found).max() < 2**48
+    assert np.abs(found).max() < 2**31
 
 
 @given(st.lists(st.integers(0, 2**62 - 1), min_size=1, max_size=9))
@@ -135,5 +156,8 @@ def test_nothing_overflows_at_the_stated_ends() -> None:
     mean = (2 * sum(values) + n) // (2 * n)
     variance = (2 * sum((v - mean) ** 2 << 16 for v in values) + n) // (2 * n)
     deviation = math.isqrt(variance)
-    wanted = [((2 * ((v - mean) << 22) + deviation) // (2 * deviation)) * (32000 << 14) - (32000 << 28) for v in values]
+    shift = 29 + deviation.bit_length()
+    m = (2 * (1 << shift) + deviation) // (2 * deviation)
+    normed = [((v - mean) * m + (1 << (shift - 23))) >> (shift - 22) for v in values]
+    wanted = [x * (32000 << 14) - (32000 << 28) for x in normed]
     assert found[0].tolist() == wanted

@@ -120,6 +120,32 @@ def check_multiplied(name: str, entry: dict[str, Any], where: str) -> None:
             raise ArtifactError(f"{where} has the step {scale!r}; allowed: float32 numbers from 2^-60 to 2^60")
 
 
+def check_integer_only(model: dict[str, Any], weights: dict[str, Any], where: str) -> None:
+    """That a model which says integer_only has integers everywhere. Errors: ArtifactError.
+
+    model: the manifest's; weights: an entry for each matrix, as `check_multiplied` has let it pass.
+    """
+    encoder = model["encoder"]
+    if not encoder.get("integer_only", False):
+        return
+    if model["pooling"] not in ("mean", "cls"):
+        raise ArtifactError(f"{where} is integer_only with pooling '{model['pooling']}'; allowed: mean, cls")
+    if max(encoder["hidden"], encoder.get("embedding", 0)) > 4096:
+        raise ArtifactError(f"{where} is integer_only with vectors of {encoder['hidden']}; allowed: up to 4096")
+    for name, entry in weights.items():
+        attends = name.endswith(".attention.qkv")
+        if name in LOOKED_UP:
+            found, allowed = entry["form"], "int8"
+        elif 0 in entry["shape"]:
+            continue
+        else:
+            found, allowed = entry["activations"], "static"
+        if found != allowed:
+            raise ArtifactError(f"{where} is integer_only, but {name} is {found}; all must be {allowed}")
+        if attends and "output_scales" not in entry:
+            raise ArtifactError(f"{where} is integer_only, but {name} has no output_scales; attention must be int8")
+
+
 def is_step(scale: float) -> bool:
     """Whether int8 steps may have that size: float32, its inverse and the product of two neither 0 nor infinite."""
     return 2.0**-60 <= scale <= 2.0**60 and float(np.float32(scale)) == scale

@@ -26,21 +26,32 @@ def divide(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
     return found
 
 
-def multiplier(ratio: float) -> tuple[int, int]:
-    """ratio ~ m / 2^shift with m in [2^30, 2^31). ratio: from 2^-31 up, below 2^30."""
-    mantissa, exponent = math.frexp(ratio)
-    m, shift = round(mantissa * 2**31), 31 - exponent
-    return (m >> 1, shift - 1) if m == 2**31 else (m, shift)
+def multipliers(ratio: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """ratio ~ m / 2^shift with m in [2^30, 2^31), of each element.
+
+    Below 2^-31 it counts as 0, above 2^29 as 2^29: then every result but 0 is beyond any limit in use.
+    """
+    mantissa, exponent = np.frexp(np.minimum(np.asarray(ratio, np.float64), 2.0**29))
+    m, shift = np.rint(mantissa * 2**31).astype(np.int64), 31 - exponent.astype(np.int64)
+    m, shift = np.where(m == 2**31, m >> 1, m), np.where(m == 2**31, shift - 1, shift)
+    live = np.asarray(ratio) >= 2.0**-31
+    return np.where(live, m, 0), np.where(live, shift, 31)
 
 
-def requantize(q: np.ndarray, ratio: float, limit: int = LIMIT) -> np.ndarray:
+def requantize(q: np.ndarray, ratio: np.ndarray | float, limit: int = LIMIT) -> np.ndarray:
     """q * ratio to the nearest whole number, halves up, within +-limit: from one scale to another, scale / new scale.
 
-    (q m + 2^(shift - 1)) >> shift with `multiplier`. |q| < 2^32.
+    (q m + 2^(shift - 1)) >> shift with `multipliers`. |q| < 2^31, limit <= 2^29.
     """
-    m, shift = multiplier(ratio)
+    m, shift = multipliers(ratio)
     found: np.ndarray = np.clip((q * m + (1 << (shift - 1))) >> shift, -limit, limit)
     return found
+
+
+def reciprocals(n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """1 / n ~ m / 2^shift, m in [2^29, 2^30], shift = 29 + the bits of n: one division for many. 0 < n < 2^32."""
+    shift = 29 + np.frexp(n.astype(np.float64))[1].astype(np.int64)
+    return divide(np.left_shift(1, shift), n), shift
 
 
 def exp(q: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
@@ -71,11 +82,12 @@ def attention_average(e8: np.ndarray, v8: np.ndarray, ratio: float) -> np.ndarra
     """sum_t e8[t] v8[t] / sum_t e8[t] in steps that are 1 / ratio of v8's, within +-127.
 
     e8 (..., T, T) from `softmax_steps`, v8 (..., T, d) -> (..., T, d). ratio: step of v8 / step of the result, below
-    2^8, kept to 16 binary places. 40 bits up to T = 512.
+    2^8 or taken as that, kept to 16 binary places. One division a row: by = 2^30 ratio / total, below 2^31; the
+    product needs 62 bits at T = 65536.
     """
-    factor = round(ratio * 2**16)
-    total = e8.sum(axis=-1, keepdims=True)
-    sums: np.ndarray = np.clip(divide((e8 @ v8) * factor, total << 16), -LIMIT, LIMIT)
+    factor = round(min(ratio, 2.0**8) * 2**16)
+    by = divide(np.int64(factor << 14), e8.sum(axis=-1, keepdims=True))
+    sums: np.ndarray = np.clip(((e8 @ v8) * by + (1 << 29)) >> 30, -LIMIT, LIMIT)
     return sums
 
 
@@ -88,10 +100,11 @@ def erf(q: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
 
 
 def gelu(q: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
-    """x/2 (1 + erf(x / sqrt 2)) of x = q scale; error below 0.02. The result needs |q| 2^31: 48 bits for |q| < 2^16."""
+    """x/2 (1 + erf(x / sqrt 2)) of x = q scale; error below 0.02. 1 + erf is cut to 15 bits: 32 for |q| < 2^16."""
     found, found_scale = erf(q, scale / math.sqrt(2))
-    one = math.floor(1 / found_scale)
-    return q * (found + one), scale * found_scale / 2
+    one = math.floor(1 / found_scale)  # negative, as the scale is: both turn
+    cut = max(0, (-2 * one).bit_length() - 15)
+    return q * ((-found - one) >> cut), -scale * found_scale / 2 * 2**cut
 
 
 def square_root(n: np.ndarray) -> np.ndarray:
@@ -117,11 +130,14 @@ def layer_norm(q: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[np.
     centred = q - divide(q.sum(axis=-1, keepdims=True), q.shape[-1])
     variance = divide((centred * centred << 2 * ROOT_BITS).sum(axis=-1, keepdims=True), q.shape[-1])
     deviation = np.maximum(square_root(variance), 1)
-    normed = divide(centred << (NORM_BITS + ROOT_BITS), deviation)
+    m, shift = reciprocals(deviation)
+    up = shift - NORM_BITS - ROOT_BITS
+    normed = (centred * m + (1 << (up - 1))) >> up
     return normed * weight + bias, 2.0 ** -(NORM_BITS + WEIGHT_BITS)
 
 
 def norm_constants(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Float weight and bias (D,) of a norm -> integers for `layer_norm`, steps 2^-14 and 2^-28. Both below 2^15."""
-    found = np.rint(weight.astype(np.float64) * 2**WEIGHT_BITS).astype(np.int64)
-    return found, np.rint(bias.astype(np.float64) * 2.0 ** (NORM_BITS + WEIGHT_BITS)).astype(np.int64)
+    """Float weight and bias (D,) of a norm -> integers for `layer_norm`, steps 2^-14 and 2^-28; within +-2^15."""
+    w, b = (np.clip(x.astype(np.float64), -(2.0**15), 2.0**15) for x in (weight, bias))
+    found = np.rint(w * 2**WEIGHT_BITS).astype(np.int64)
+    return found, np.rint(b * 2.0 ** (NORM_BITS + WEIGHT_BITS)).astype(np.int64)

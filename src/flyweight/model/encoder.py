@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyweight.errors import CheckpointError
+from flyweight.model import integers
 from flyweight.model.linear import Embedding, Linear, round_through, static_steps
 from flyweight.positions import relative_buckets
 
@@ -43,7 +44,8 @@ class EncoderConfig:
     hidden: width D; head_size: d of every head (a layer with H heads has Q, K, V of (H*d, D));
     embedding: width E of the embeddings where it is not D: a projection (D, E) follows their norm; 0 for none;
     max_positions: longest message in tokens; relative_buckets: 0 for none, else MPNet's bias with that many buckets;
-    activation: gelu | gelu_tanh | relu; norm_eps: LayerNorm's epsilon.
+    activation: gelu | gelu_tanh | relu; norm_eps: LayerNorm's epsilon;
+    integer_only: all is static int8 and what lies between in integers too; see flyweight.integer_only.
     """
 
     vocab_size: int
@@ -56,6 +58,7 @@ class EncoderConfig:
     embedding: int = 0
     activation: str = "gelu"
     norm_eps: float = 1e-12
+    integer_only: bool = False
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -132,7 +135,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = Linear(config.hidden, ffn)
         self.down = Linear(ffn, config.hidden)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation, self.relu = ACTIVATIONS[config.activation], config.activation == "relu"
         self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
 
     def forward(self, x: Tensor, dropout: float) -> Tensor:
@@ -187,12 +190,16 @@ class Encoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) int64 -> what the first layer sees, (B, T, D)."""
+        if self.config.integer_only:
+            return integers.embed(self, ids)
         x = self.norm(self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device)))
         x = F.dropout(x, self.dropout, self.training)
         return x if self.projection is None else self.projection(x)
 
     def states_from(self, first: int, x: Tensor, mask: Tensor) -> list[Tensor]:
         """x (B, T, D), which layer `first` sees, then the output of it and each later layer, each (B, T, D)."""
+        if self.config.integer_only:
+            return integers.states_from(self, first, x, mask)
         T = x.shape[1]
         additive = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)[:, None, None]
         buckets = None

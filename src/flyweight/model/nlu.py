@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyweight.answers import Answer, Labels
-from flyweight.artifact import check_multiplied
+from flyweight.artifact import check_integer_only, check_multiplied
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
 from flyweight.forms import Float32, Form, finite, pack, unpack
+from flyweight.model import integers
 from flyweight.model.encoder import Encoder, EncoderConfig
 from flyweight.model.linear import Linear, Matrix, computes, set_computes, set_form
 from flyweight.tokenizer import Encoded, Tokenizer
@@ -86,11 +87,24 @@ class NLUModel(nn.Module):
 
     def intent_logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Hidden states (B, T, D), mask (B, T) -> (B, C)."""
-        logits: Tensor = self.intent_head(F.dropout(self.pool(hidden, mask), self.dropout, self.training))
+        pooled = self.pool(hidden, mask)
+        if self.encoder.config.integer_only:
+            return integers.logits("heads.intent", self.intent_head, pooled)
+        logits: Tensor = self.intent_head(F.dropout(pooled, self.dropout, self.training))
+        return logits
+
+    def tag_logits(self, words: Tensor) -> Tensor:
+        """Hidden states of words (W, D) -> (W, n_tags). Needs an entity head."""
+        assert self.tag_head is not None
+        if self.encoder.config.integer_only:
+            return integers.logits("heads.tags", self.tag_head, words)
+        logits: Tensor = self.tag_head(words)
         return logits
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """(B, T, D) -> (B, D)."""
+        if self.pooling == "mean" and self.encoder.config.integer_only:
+            return integers.pool(hidden, mask)
         if self.pooling == "mean":
             weights = mask.to(hidden.dtype)
             return (hidden * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
@@ -114,7 +128,7 @@ class NLUModel(nn.Module):
                 tags = None
                 if self.tag_head is not None:
                     first = torch.from_numpy(encoded[i].first).to(device)
-                    tags = self.tag_head(hidden[row, first]).float().cpu().numpy()
+                    tags = self.tag_logits(hidden[row, first]).float().cpu().numpy()
                 found[i] = (intent[row].float().cpu().numpy(), tags)
         self.train(was_training)
         return found
@@ -170,6 +184,7 @@ class NLUModel(nn.Module):
 
     def unpack(self) -> NLUModel:
         """Make every matrix an ordinary float matrix again (in place): what training starts from."""
+        self.encoder.config = replace(self.encoder.config, integer_only=False)
         for _, module, _ in self.matrices():
             module.form = None
             set_computes(module, {"activations": "float"})
@@ -259,6 +274,7 @@ class NLUModel(nn.Module):
                 set_computes(module, entry)
                 if isinstance(form, Float32):
                     module.form = None
+            check_integer_only(config, config["weights"], str(folder))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: weights do not fit config.json: {error}") from error
         return model.eval()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.artifact import LOOKED_UP, Artifact, check_multiplied, matrix_layout
+from flyweight.artifact import LOOKED_UP, Artifact, check_integer_only, check_multiplied, matrix_layout
 from flyweight.errors import ArtifactError
 from flyweight.forms import finite
 
@@ -25,6 +25,8 @@ def check_parts(artifact: Artifact) -> dict[str, Any]:
     encoder = check_model(artifact)
     for name, shape in matrix_shapes(artifact).items():
         check_matrix(artifact, name, shape)
+    matrices = {name: artifact.entry(name) for name in matrix_shapes(artifact)}
+    check_integer_only(artifact.manifest["model"], matrices, str(artifact.path))
     for name, wanted in vector_shapes(artifact).items():
         a = artifact.array(name)
         if a.shape != wanted or a.dtype != np.float32 or not finite(a):
@@ -114,6 +116,10 @@ def check_model(artifact: Artifact) -> dict[str, Any]:
         raise ArtifactError(f"{artifact.path}: encoder.relative_max_distance must be above relative_buckets / 4")
     if type(eps) is not float or not 0 < eps < 1:
         raise ArtifactError(f"{artifact.path}: encoder.norm_eps is {eps!r}; allowed: above 0 and below 1")
+    if type(encoder.get("integer_only", False)) is not bool:
+        raise ArtifactError(
+            f"{artifact.path}: encoder.integer_only is {encoder['integer_only']!r}; allowed: true or false"
+        )
     labels = model.get("labels")
     lists = [labels.get(k) for k in ("intents", "entity_labels")] if isinstance(labels, dict) else [None]
     if not all(isinstance(names, list) for names in lists):

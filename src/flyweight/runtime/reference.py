@@ -6,7 +6,7 @@ queries, keys and values; exact sums) and floats elsewhere. It is no fast path: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from flyweight.artifact import Artifact
 from flyweight.forms import Float32, Int8
+from flyweight.integer_only import STEP, Block, Embeddings, Matrix, Norm, mean, qkv_steps
 from flyweight.positions import relative_buckets
 from flyweight.runtime.parts import POOLERS, check_parts
 from flyweight.tokenizer import Encoded
@@ -31,6 +32,11 @@ class Reference:
         self.config, self.dtype = check_parts(artifact), dtype
         model = artifact.manifest["model"]
         self.pooling, layers = model["pooling"], self.config["layers"]
+        self.vocab_size, self.has_tags = self.config["vocab_size"], bool(model["labels"]["entity_labels"])
+        self.integers = _Integers(artifact, self.config) if self.config.get("integer_only") else None
+        if self.integers:
+            self.layers: Sequence[Any] = self.integers.layers
+            return
         self.words = _Matrix(artifact, "embeddings.words", dtype, biased=False)
         self.positions = _Matrix(artifact, "embeddings.positions", dtype, biased=False)
         self.norm = _Norm(artifact, "embeddings.norm", self.config)
@@ -39,7 +45,6 @@ class Reference:
         self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling in POOLERS else None
         self.intent = _Matrix(artifact, "heads.intent", dtype, biased=model["intent_head"] == "linear")
         self.tags = _Matrix(artifact, "heads.tags", dtype) if model["labels"]["entity_labels"] else None
-        self.vocab_size, self.has_tags = self.words.shape[0], self.tags is not None
 
     def logits(self, encoded: list[Encoded]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Logits of each message: intent (C,), tags (W, n_tags) or None. Messages are ragged: no padding."""
@@ -54,6 +59,8 @@ class Reference:
 
     def embed(self, e: Encoded) -> np.ndarray:
         """What the first layer sees, (T, D)."""
+        if self.integers:
+            return self.integers.embed(e.ids)
         x = self.norm(self.words.rows(e.ids) + self.positions.rows(np.arange(len(e.ids))))
         return x if self.projection is None else self.projection(x)
 
@@ -64,6 +71,8 @@ class Reference:
 
     def heads(self, x: np.ndarray, e: Encoded) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits from the last hidden states x (T, D)."""
+        if self.integers:
+            return self.integers.heads(x, e, self.pooling)
         pooled = x.sum(axis=0) / self.dtype(len(x)) if self.pooling == "mean" else x[0]
         if self.pooler is not None:
             pooled = POOLED[self.pooling](self.pooler(pooled[None])[0])
@@ -166,6 +175,51 @@ class _Layer:
             total = e.sum(axis=-1, keepdims=True, dtype=np.float64).astype(x.dtype)
             attended = integer_product(e, v).astype(x.dtype) * (x.dtype.type(s_v) / total)
         return self.out(attended.transpose(1, 0, 2).reshape(n, self.heads * self.head_size))
+
+
+class _Integers:
+    """The parts of an integer-only model."""
+
+    def __init__(self, artifact: Artifact, config: dict[str, Any]):
+        def matrix(name: str, steps: Sequence[float] = (STEP,), biased: bool = True) -> Matrix:
+            form, bias = artifact.form(name), artifact.array(f"{name}.bias") if biased else None
+            zeros = np.zeros(form.shape[0], np.float32)
+            return Matrix.of(name, form, artifact.entry(name), zeros if bias is None else bias, steps)
+
+        def norm(name: str) -> Norm:
+            return Norm(artifact.array(f"{name}.weight"), artifact.array(f"{name}.bias"))
+
+        def block(name: str, heads: int) -> Block:
+            scales = artifact.entry(f"{name}.attention.qkv").get("output_scales", [1.0, 1.0, 1.0])
+            bias = artifact.array(f"{name}.attention.relative_bias") if config["relative_buckets"] else None
+            return Block(
+                heads=heads,
+                size=config["head_size"],
+                qkv=matrix(f"{name}.attention.qkv", qkv_steps(scales)),
+                out=matrix(f"{name}.attention.out"),
+                up=matrix(f"{name}.ffn.up"),
+                down=matrix(f"{name}.ffn.down"),
+                attention_norm=norm(f"{name}.attention.norm"),
+                ffn_norm=norm(f"{name}.ffn.norm"),
+                output_scales=scales,
+                relative_bias=bias,
+                relu=config["activation"] == "relu",
+            )
+
+        model = artifact.manifest["model"]
+        words, positions = artifact.form("embeddings.words"), artifact.form("embeddings.positions")
+        assert isinstance(words, Int8)  # check_parts has refused others
+        assert isinstance(positions, Int8)
+        projection = matrix("embeddings.projection") if config.get("embedding") else None
+        self.embed = Embeddings(words, positions, norm("embeddings.norm"), projection)
+        self.layers = [block(f"layers.{i}", shape["heads"]) for i, shape in enumerate(config["layers"])]
+        self.intent = matrix("heads.intent", biased=model["intent_head"] == "linear")
+        self.tags = matrix("heads.tags") if model["labels"]["entity_labels"] else None
+
+    def heads(self, x: np.ndarray, e: Encoded, pooling: str) -> tuple[np.ndarray, np.ndarray | None]:
+        pooled = mean(x) if pooling == "mean" else x[0]
+        tags = None if self.tags is None else self.tags.logits(x[e.first])
+        return self.intent.logits(pooled[None])[0], tags
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,16 @@ arXiv:2109.12948 (outliers).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from flyweight.artifact import check_integer_only
 from flyweight.data.messages import Message
-from flyweight.errors import ConfigError
-from flyweight.forms import Int8
+from flyweight.errors import ArtifactError, ConfigError
+from flyweight.forms import Int8, describe
 from flyweight.forms.int8 import int8_rows
 from flyweight.model.encoder import Layer
 from flyweight.model.linear import Activations, Embedding, Linear, set_form
@@ -56,6 +57,7 @@ class StaticInt8:
     attention: also the products of attention (QK^T and PV) in int8
     embeddings: also the embedding rows as int8      heads: also the intent and entity heads
     fallback: bound of the relative squared error of the logits against dynamic int8, above 0 and below 1, or None
+    integer_only: also softmax, GELU, norms and sums in integers; then nothing is left out and fallback is None
     """
 
     calibration: Calibration = "p99.99"
@@ -65,6 +67,7 @@ class StaticInt8:
     embeddings: bool = True
     heads: bool = True
     fallback: float | None = 0.001
+    integer_only: bool = False
     ZERO: ClassVar[dict[str, Any] | None] = None  # rounding always changes something
 
     def __post_init__(self) -> None:
@@ -72,12 +75,16 @@ class StaticInt8:
         n = self.n_messages
         if type(n) is not int or not 16 <= n <= 100_000:
             raise ConfigError(f"static_int8: n_messages is {n!r}; allowed: a whole number from 16 to 100000")
-        for name in ("attention", "embeddings", "heads"):
+        for name in ("attention", "embeddings", "heads", "integer_only"):
             check_choice("static_int8", name, getattr(self, name), (True, False))
         for name in ("smooth", "fallback"):
             value = getattr(self, name)
             if value is not None and not (type(value) is float and 0 < value < 1):
                 raise ConfigError(f"static_int8: {name} is {value!r}; allowed: none, or a number above 0 and below 1")
+        if self.integer_only and not (self.attention and self.embeddings and self.heads and self.fallback is None):
+            raise ConfigError(
+                "static_int8: integer_only leaves nothing out; allowed: attention, embeddings, heads true, fallback none"
+            )
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A copy with static steps.
@@ -102,6 +109,13 @@ class StaticInt8:
             choices = affordable(model, choices, judges, self.fallback, run.progress)
         for choice in choices:
             choice.make(static=True)
+        if self.integer_only:
+            model.encoder.config = replace(model.encoder.config, integer_only=True)
+            weights = {name: describe(form) | multiplies for name, form, multiplies in model.forms()}
+            try:
+                check_integer_only(model.describe(), weights, "static_int8: the model")
+            except ArtifactError as error:
+                raise ConfigError(str(error)) from error
         return model
 
     def _pack(self, model: NLUModel) -> None:
@@ -140,6 +154,7 @@ class Choice:
 
 def dynamic(model: NLUModel) -> NLUModel:
     """Static activations made dynamic, attention float (in place)."""
+    model.encoder.config = replace(model.encoder.config, integer_only=False)
     for _, module, _ in model.matrices():
         if isinstance(module, Linear):
             if module.activations == "static":
