@@ -91,6 +91,7 @@ Config config_of(const nb::dict& from) {
   c.heads = field<std::vector<int>>(from, "heads");
   c.ffn = field<std::vector<int>>(from, "ffn");
   c.norm_eps = field<float>(from, "norm_eps");
+  c.integer_only = field<bool>(from, "integer_only");
   c.activation = choice<Activation>(
       field<std::string>(from, "activation"), "activation",
       {{"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh}, {"relu", Activation::relu}});

@@ -7,6 +7,7 @@
 #include "engine/build.h"
 #include "engine/cpu.h"
 #include "engine/forward.h"
+#include "engine/integer_only.h"
 #include "engine/pool.h"
 
 namespace flyweight {
@@ -77,7 +78,7 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
       make_integer_attention(layer, name + ".attention.qkv", scales, config);
     layer.down_from_sums = layer.up.integer && layer.down.inverse != 0.0f && layer.down.matrix.shift == 0;
     parts_width_ = std::max(parts_width_, layer.integer_attention ? round_up(int(width), kPiece) : 0);
-    wide_width_ = std::max(wide_width_, layer.down_from_sums ? round_up(layer.ffn, kPiece) : 0);
+    wide_width_ = std::max(wide_width_, layer.down_from_sums || config.integer_only ? round_up(layer.ffn, kPiece) : 0);
     layer.attention_norm = norm(name + ".attention.norm", hidden);
     layer.ffn_norm = norm(name + ".ffn.norm", hidden);
     if (!config.buckets.empty())
@@ -88,6 +89,7 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
   if (behind_pooler(config.pooling) != Activation::none) pooler_ = linear("heads.pooler", hidden, hidden);
   intent_ = linear("heads.intent", config.n_intents, hidden);
   if (config.n_tags) tags_ = linear("heads.tags", config.n_tags, hidden);
+  if (config.integer_only) integers_ = std::make_unique<const IntegerOnly>(*this, matrices);
 }
 
 Engine::~Engine() = default;

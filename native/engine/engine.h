@@ -42,6 +42,7 @@ struct Config {
   Activation activation = Activation::gelu;
   Pooling pooling = Pooling::mean;
   float norm_eps = 0;
+  bool integer_only = false;  // all is static int8, and what lies between in integers too; see integer_only.h
   std::int64_t worth_a_thread = 32 << 20;  // products of weights by tokens: about 0.1 ms of one core
   std::vector<std::int32_t> buckets;  // by distance key - query, from -(max_positions - 1) up; empty: no relative bias
 };
@@ -99,10 +100,14 @@ class Engine {
 
  private:
   struct Workspace;
+  struct IntegerOnly;
   struct Group;
   class Team;
 
   void forward(const Group&, Workspace&, const Team&) const;
+  void forward_integers(const Group&, Workspace&, const Team&) const;
+  void attend_integers(std::size_t layer, const Group&, Workspace&, const Team&) const;
+  void integer_heads(const Group&, Workspace&, const Team&) const;
   void link_readers();
   std::size_t attention_room() const;
   void embed(const Group&, Workspace&, const Team&) const;
@@ -112,7 +117,7 @@ class Engine {
   void multiply(const Linear&, const float* x, int x_stride, int n, Activation, float* y, int y_stride, Workspace&,
                 const Team&) const;
   template <class Job>
-  void each_head(const Layer&, const Group&, const Team&, Job) const;
+  void each_head(int heads, const Group&, const Team&, Job) const;
   static void mark(const Quantized& from, const Quantized& to);
   void attention(const Layer&, const Group&, Workspace&, const Team&) const;
   void integer_parts(const Layer&, const Group&, Workspace&, const Team&) const;
@@ -129,6 +134,7 @@ class Engine {
   Linear projection_;
   std::vector<Layer> layers_;
   Linear pooler_, intent_, tags_;
+  std::unique_ptr<const IntegerOnly> integers_;  // constants of an integer-only model; null for others
   const Linear* first_reader_ = nullptr;  // of the embeddings, within layers_
   int wide_width_ = 0, parts_width_ = 0;  // of Workspace::wide and parts; 0: none is needed
   int width_ = 0;   // widest input of a matrix

@@ -29,26 +29,12 @@ void Engine::linear(const Linear& l, const float* x, int x_stride, int n, Activa
   multiply(l, x, x_stride, n, a, y, y_stride, w, team);
 }
 
-// job(first token of the message, its length, head, last head, thread) until all heads of all messages are done.
-template <class Job>
-void Engine::each_head(const Layer& layer, const Group& g, const Team& team, Job job) const {
-  team.split(g.n * layer.heads, 1, [&](int from, int to, int thread) {
-    int message = 0, token = 0;
-    for (int at = 0; at < to; ++message) {  // items are (message, head)
-      const int head = std::max(from - at, 0), last = std::min(to - at, layer.heads);
-      if (head < last) job(token, g.lengths[message], head, last, thread);
-      at += layer.heads;
-      token += g.lengths[message];
-    }
-  });
-}
-
 // x, and w.input for qkv -> w.attended.
 void Engine::attention(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
   const int width = layer.heads * config_.head_size, stride = round_up(3 * width, kPanel);
   multiply(layer.qkv, w.x.get(), round_up(config_.hidden, kPiece), g.n_tokens, Activation::none, w.y.get(), stride, w,
            team);
-  each_head(layer, g, team, [&](int token, int length, int head, int last, int thread) {
+  each_head(layer.heads, g, team, [&](int token, int length, int head, int last, int thread) {
     Attention a;
     a.qkv = w.y.get() + std::size_t(token) * std::size_t(stride);
     a.out = w.attended.get() + std::size_t(token) * std::size_t(round_up(width, kPiece));
@@ -102,7 +88,7 @@ void Engine::integer_parts(const Layer& layer, const Group& g, Workspace& w, con
 void Engine::integer_attention(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
   const int stride = round_up(layer.heads * config_.head_size, kPiece);
   integer_parts(layer, g, w, team);
-  each_head(layer, g, team, [&](int token, int length, int head, int last, int thread) {
+  each_head(layer.heads, g, team, [&](int token, int length, int head, int last, int thread) {
     const std::size_t at = std::size_t(token) * std::size_t(stride);
     IntegerAttention a;
     a.q = w.parts[0].rows.get() + at;
@@ -161,6 +147,7 @@ void Engine::embed(const Group& g, Workspace& w, const Team& team) const {
 }
 
 void Engine::forward(const Group& g, Workspace& w, const Team& team) const {
+  if (integers_) return forward_integers(g, w, team);
   const int n = g.n_tokens, hidden = config_.hidden, stride = round_up(hidden, kPiece), rows = round_up(hidden, kPanel);
   float* x = w.x.get();
   embed(g, w, team);

@@ -68,6 +68,7 @@ struct Engine::Workspace {
   std::size_t scratch;
   Buffer<float> x, y, attended, pooled, attention;
   Buffer<std::int32_t> places;
+  Buffer<std::int32_t> values, sums, words;  // of integer-only models, in place of x, y, pooled
   Int8Room input;     // of most matrices
   Int8Room wide;      // of `down`, where `up` gives it
   Int8Room parts[3];  // queries, keys and values of integer attention
@@ -83,10 +84,29 @@ struct Engine::Workspace {
     pooled = Buffer<float>(n * hidden);
     attention = Buffer<float>(scratch * std::size_t(threads));
     places = Buffer<std::int32_t>(n);
+    if (engine.integers_) {
+      values = Buffer<std::int32_t>(n * std::max(hidden, width));
+      sums = Buffer<std::int32_t>(n * std::size_t(std::max(engine.height_, engine.width_)));
+      words = Buffer<std::int32_t>(n * hidden);
+    }
     input = Int8Room(n, width);
     wide = Int8Room(n, std::size_t(engine.wide_width_));
     for (Int8Room& part : parts) part = Int8Room(n, std::size_t(engine.parts_width_));
   }
 };
+
+// job(first token of the message, its length, head, last head, thread) until all heads of all messages are done.
+template <class Job>
+void Engine::each_head(int heads, const Group& g, const Team& team, Job job) const {
+  team.split(g.n * heads, 1, [&](int from, int to, int thread) {
+    int message = 0, token = 0;
+    for (int at = 0; at < to; ++message) {  // items are (message, head)
+      const int head = std::max(from - at, 0), last = std::min(to - at, heads);
+      if (head < last) job(token, g.lengths[message], head, last, thread);
+      at += heads;
+      token += g.lengths[message];
+    }
+  });
+}
 
 }  // namespace flyweight

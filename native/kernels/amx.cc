@@ -9,6 +9,7 @@
 // decoded a few rows at a time, between the products of the one before.
 #include <immintrin.h>
 
+#include "kernels/integer_only.h"
 #include "kernels/kernels.h"
 
 namespace flyweight {
@@ -302,8 +303,14 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   outputs_to_int8(m, x, from, to, to - from, a, y, y_stride, out, first, in_blocks(x.n_tokens, kFewest));
 }
 
+inline void pack_tokens(const Quantized& out, int from, int to) {
+  const int packed = in_blocks(out.n_tokens, kFewest);
+  for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
+}
+#include "kernels/integer_only.inc"
+
 constexpr Kernels kKernels = {kName, embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, row_sums};
+                              multiply_float, attend, attend_integers, mean, row_sums, &kIntegers};
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 // AVX2 with FMA (Haswell, Zen and later).
 #include <immintrin.h>
 
+#include "kernels/integer_only.h"
 #include "kernels/kernels.h"
 
 namespace flyweight {
@@ -21,7 +22,7 @@ struct Product {
 #include "kernels/avx2.inc"
 
 constexpr Kernels kKernels = {"avx2", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, nullptr};
+                              multiply_float, attend, attend_integers, mean, nullptr, &kIntegers};
 
 }  // namespace
 

@@ -10,6 +10,7 @@
 //                    and memory cost little time of their own.
 #include <immintrin.h>
 
+#include "kernels/integer_only.h"
 #include "kernels/kernels.h"
 
 namespace flyweight {
@@ -363,8 +364,14 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   with_bits(m.bits, [&](auto bits) { multiply_form_to_int8<bits.value>(m, x, from, to, a, y, y_stride, out, first); });
 }
 
+inline void pack_tokens(const Quantized& out, int from, int to) {
+  const int packed = in_blocks(out.n_tokens, kFewest);
+  for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
+}
+#include "kernels/integer_only.inc"
+
 constexpr Kernels kKernels = {"avx512-vnni", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, row_sums};
+                              multiply_float, attend, attend_integers, mean, row_sums, &kIntegers};
 
 }  // namespace
 

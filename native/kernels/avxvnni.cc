@@ -2,6 +2,7 @@
 // AVX2 does in four.
 #include <immintrin.h>
 
+#include "kernels/integer_only.h"
 #include "kernels/kernels.h"
 
 namespace flyweight {
@@ -17,7 +18,7 @@ struct Product {
 #include "kernels/avx2.inc"
 
 constexpr Kernels kKernels = {"avx-vnni", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, row_sums};
+                              multiply_float, attend, attend_integers, mean, row_sums, &kIntegers};
 
 }  // namespace
 

@@ -39,7 +39,7 @@ struct Matrix {
   const std::uint8_t* data = nullptr;
   const std::uint8_t* tables = nullptr;
   int table_stride = 0;
-  const float* scales = nullptr;
+  const float* scales = nullptr;         // null: outputs are the exact sums, the bits of int32 in place of floats
   const float* bias = nullptr;
   const std::int32_t* sums = nullptr;  // what Kernels::row_sums said, 16 P entries; null where a level needs none
   int shift = 0;                       // int8: W = (q - shift) scale
@@ -126,6 +126,8 @@ constexpr std::size_t integer_attention_scratch(int n_tokens, int size) {
 }
 constexpr int kMaxAttended = 65536;  // tokens: sums of e v <= 65536 * 255 * 127 < 2^31, sums of e < 2^24, exact floats
 
+struct IntegerKernels;  // integer_only.h
+
 struct Kernels {
   const char* name;
 
@@ -153,6 +155,7 @@ struct Kernels {
   // The integer weights of each row added up, padding included: what a level needs that multiplies activations + 128;
   // null elsewhere.
   void (*row_sums)(const Matrix&, std::int32_t* sums);
+  const IntegerKernels* integers;
 };
 
 // The levels, slowest first; null where the compiler or the architecture has none.

@@ -6,6 +6,7 @@
 //   tokens in lanes  for 16 tokens: four vectors hold four columns of them, and sdot broadcasts four weights by itself.
 #include <arm_neon.h>
 
+#include "kernels/integer_only.h"
 #include "kernels/kernels.h"
 
 namespace flyweight {
@@ -159,11 +160,15 @@ inline void pack_lanes(const Quantized& x, int token) {
   }
 }
 
-void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
-  quantize_rows(x, stride, columns, out, from, to);
+inline void pack_tokens(const Quantized& out, int from, int to) {
   const int packed = out.lanes ? in_blocks(out.n_tokens, kFewest) : 0;
   for (int block = from; block < to && block < packed; block += kBlock)
     for (int t = block; t < block + kBlock; t += 4) pack_lanes(out, t);
+}
+
+void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
+  quantize_rows(x, stride, columns, out, from, to);
+  pack_tokens(out, from, to);
 }
 
 // 16 weights of plane j out of 16 bytes of a piece.
@@ -202,6 +207,8 @@ inline void each_weights(const Matrix& m, int n_planes, int panel, int row, F st
 // Integer sums of one token and 4 rows -> outputs before the activation.
 inline void finish(int32x4_t sums, const Matrix& m, const Quantized& x, int token, int row, float* y, int y_stride) {
   const int32x4_t exact = vsubq_s32(sums, vdupq_n_s32(m.shift * x.sum[token]));
+  if (!m.scales)
+    return vst1q_s32(reinterpret_cast<std::int32_t*>(y + std::size_t(token) * y_stride + row), exact);
   const float32x4_t scale = vmulq_n_f32(vld1q_f32(m.scales + row), x.scale[token]);
   const float32x4_t result = vfmaq_f32(vld1q_f32(m.bias + row), vcvtq_f32_s32(exact), scale);
   vst1q_f32(y + std::size_t(token) * y_stride + row, result);
@@ -290,8 +297,10 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   outputs_to_int8(m, x, from, to, 1, a, y, y_stride, out, first, in_blocks(x.n_tokens, kFewest));
 }
 
+#include "kernels/integer_only.inc"
+
 constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, nullptr};
+                              multiply_float, attend, attend_integers, mean, nullptr, &kIntegers};
 
 }  // namespace
 

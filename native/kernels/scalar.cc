@@ -1,4 +1,5 @@
 // The scalar level: the specification of every other level, bit for bit.
+#include "kernels/integer_only.h"
 #include "kernels/kernels.h"
 
 namespace flyweight {
@@ -142,7 +143,12 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
         std::int32_t sum = 0;
         for (int k = 0; k < m.columns; ++k) sum += w[k] * q[k];
         sum -= m.shift * x.sum[t];
-        y[std::size_t(t) * y_stride + row] = exact_fma(float(sum), x.scale[t] * m.scales[row], m.bias[row]);
+        float* to = y + std::size_t(t) * y_stride + row;
+        if (!m.scales) {
+          __builtin_memcpy(to, &sum, sizeof sum);
+          continue;
+        }
+        *to = exact_fma(float(sum), x.scale[t] * m.scales[row], m.bias[row]);
       }
     }
     activate(a, y + p * kPanel, y_stride, x.n_tokens);
@@ -157,8 +163,11 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   outputs_to_int8(m, x, from, to, 1, a, y, y_stride, out, first, 0);
 }
 
+inline void pack_tokens(const Quantized&, int, int) {}
+#include "kernels/integer_only.inc"
+
 constexpr Kernels kKernels = {"scalar", embed, add_norm, quantize_rows, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, nullptr};
+                              multiply_float, attend, attend_integers, mean, nullptr, &kIntegers};
 
 }  // namespace
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "engine/cpu.h"
-#include "kernels/kernels.h"
+#include "kernels/integer_only.h"
 #include "tests/check.h"
 
 #ifdef FLYWEIGHT_HAVE_AMX_EMULATED

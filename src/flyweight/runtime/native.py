@@ -161,6 +161,7 @@ def config(artifact: Artifact) -> dict[str, Any]:
         buckets = found.astype(np.int32)
     return {k: encoder[k] for k in ("hidden", "head_size", "vocab_size", "max_positions", "activation", "norm_eps")} | {
         "embedding": encoder.get("embedding", 0),
+        "integer_only": encoder.get("integer_only", False),
         "heads": [layer["heads"] for layer in encoder["layers"]],
         "ffn": [layer["ffn"] for layer in encoder["layers"]],
         "pooling": model["pooling"],
