@@ -24,18 +24,10 @@ def test_division_rounds_halves_up() -> None:
 
 
 def test_requantize_by_hand() -> None:
-    ratios = [
-        1.0,
-        0.75,
-        1 - 2.0**-33,
-        2.0**-31,
-        2.0**-31.1,
-        0.0,
-        2.0**40,
-    ]  # the third: rounds up to 2^31
-    m, shift = im.multipliers(np.array(ratios))
-    assert m.tolist() == [2**30, 3 * 2**29, 2**30, 2**30, 0, 0, 2**30]
-    assert shift.tolist() == [30, 31, 30, 61, 31, 31, 1]
+    found = [(m.tolist(), shift) for m, shift in map(im.multipliers, ([1.0, 0.75, 2.0**-31], [1 - 2.0**-33], [0.0, -1.0]))]
+    assert found == [([2**30, 3 * 2**28, 0], 30), ([2**31 - 1], 31), ([0, 0], 31)]  # 0.5 rounds to even
+    assert im.multipliers(2.0**-31) == (2**30, 61)
+    assert im.multipliers(2.0**40) == (2**30, 1)
     assert im.requantize(np.array([-400, -6, -2, 0, 1, 2, 3, 400]), 0.5).tolist() == [-127, -3, -1, 0, 1, 1, 2, 127]
     assert im.requantize(np.array([2, -3]), 100.0, 1000).tolist() == [200, -300]
 

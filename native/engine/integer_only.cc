@@ -16,14 +16,30 @@ constexpr double kGeluStep = 0.2888 / 8388608.0;              // of what `gelu` 
   throw std::invalid_argument(name + ": " + found + "; the model is integer_only");
 }
 
-// integer_math.multipliers: m in [2^30, 2^31); below 2^-31 it counts as 0, above 2^29 as that.
-Ratio ratio_of(double ratio) {
-  if (!(ratio >= 0x1p-31)) return {0, 31};
+// integer_math.multipliers: ratio ~ m / 2^shift, one shift for all; the largest m lies in [2^30, 2^31). Below 2^-31 all
+// count as 0, above 2^29 as that.
+std::int32_t shift_of(double largest) {
   int exponent = 0;
-  double m = std::nearbyint(std::frexp(std::min(ratio, 0x1p29), &exponent) * 0x1p31);
-  int shift = 31 - exponent;
-  if (m == 0x1p31) m /= 2, shift -= 1;
-  return {std::int32_t(m), shift};
+  if (!(largest >= 0x1p-31)) return 31;
+  std::frexp(std::min(largest, 0x1p29), &exponent);
+  return 31 - exponent;
+}
+
+std::int32_t multiplier_of(double ratio, std::int32_t shift) {
+  const double m = std::nearbyint(std::ldexp(std::min(std::max(ratio, 0.0), 0x1p29), shift));
+  return std::int32_t(std::min(m, 0x1p31 - 1));
+}
+
+Ratio ratio_of(double ratio) {
+  const std::int32_t shift = shift_of(ratio);
+  return {multiplier_of(ratio, shift), shift};
+}
+
+std::int32_t fill(const std::vector<double>& ratios, Buffer<std::int32_t>& multipliers) {
+  const std::int32_t shift = shift_of(ratios.empty() ? 0.0 : *std::max_element(ratios.begin(), ratios.end()));
+  multipliers = Buffer<std::int32_t>(ratios.size());
+  for (std::size_t i = 0; i < ratios.size(); ++i) multipliers[i] = multiplier_of(ratios[i], shift);
+  return shift;
 }
 
 std::int32_t in_steps(double value, double limit) {
@@ -50,15 +66,11 @@ OwnedRows make_rows(const Lookup& from, const char* name) {
   const Embedding& e = from.embedding;
   if (e.values != Values::int8) refuse(name, "is not int8");
   OwnedRows to;
-  const std::size_t n = std::size_t(e.rows);
-  to.multipliers = Buffer<std::int32_t>(n);
-  to.shifts = Buffer<std::int32_t>(n);
-  for (std::size_t r = 0; r < n; ++r) {
-    const Ratio ratio = ratio_of(double(e.scales[r * std::size_t(e.scale_stride)]) * kEmbeddingSteps);
-    to.multipliers[r] = ratio.multiplier;
-    to.shifts[r] = ratio.shift;
-  }
-  to.rows = {reinterpret_cast<const std::int8_t*>(e.data), to.multipliers.get(), to.shifts.get(), e.columns, e.shift};
+  std::vector<double> ratios(std::size_t(e.rows));
+  for (std::size_t r = 0; r < ratios.size(); ++r)
+    ratios[r] = double(e.scales[r * std::size_t(e.scale_stride)]) * kEmbeddingSteps;
+  const std::int32_t down = fill(ratios, to.multipliers);
+  to.rows = {reinterpret_cast<const std::int8_t*>(e.data), to.multipliers.get(), down, e.columns, e.shift};
   return to;
 }
 
@@ -68,21 +80,18 @@ IntegerLinear make_linear(const Matrices& matrices, const std::string& name, con
   const Matrix& m = from.matrix;
   IntegerLinear to;
   const std::size_t n = std::size_t(m.panels()) * kPanel;
-  to.multipliers = Buffer<std::int32_t>(n);
-  to.shifts = Buffer<std::int32_t>(n);
   to.bias = Buffer<std::int32_t>(n);
   const bool empty = !m.rows || !m.columns;
   if (!empty && from.inverse == 0.0f) refuse(name, "has no input scale");
   const double input_scale = double(matrices.at(name).input_scale);
   if (!empty) to.input = ratio_of(1 / kSteps / input_scale);
-  for (std::size_t r = 0; r < n; ++r) {
-    const bool real = r < std::size_t(m.rows);
-    const double step = real ? steps[r * steps.size() / std::size_t(m.rows)] : 1.0;
-    const Ratio ratio = ratio_of(real && !empty ? double(from.scales.get()[r]) / step : 0.0);
-    to.multipliers[r] = ratio.multiplier;
-    to.shifts[r] = ratio.shift;
-    if (real) to.bias[r] = in_steps(double(from.bias.get()[r]) / step, kSumLimit);
+  std::vector<double> ratios(n);
+  for (std::size_t r = 0; r < std::size_t(m.rows); ++r) {
+    const double step = steps[r * steps.size() / std::size_t(m.rows)];
+    ratios[r] = empty ? 0.0 : double(from.scales.get()[r]) / step;
+    to.bias[r] = in_steps(double(from.bias.get()[r]) / step, kSumLimit);
   }
+  to.shift = fill(ratios, to.multipliers);
   return to;
 }
 

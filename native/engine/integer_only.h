@@ -9,9 +9,10 @@ namespace flyweight {
 
 // Of a matrix: its outputs' ratios and bias, and what makes its int8 input of steps of 2^-10.
 struct IntegerLinear {
-  Buffer<std::int32_t> multipliers, shifts, bias;
+  Buffer<std::int32_t> multipliers, bias;
+  std::int32_t shift = 31;
   Ratio input;
-  Ratios ratios() const { return {multipliers.get(), shifts.get(), bias.get()}; }
+  Ratios ratios() const { return {multipliers.get(), bias.get(), shift}; }
 };
 
 struct OwnedNorm {
@@ -22,7 +23,7 @@ struct OwnedNorm {
 };
 
 struct OwnedRows {
-  Buffer<std::int32_t> multipliers, shifts;
+  Buffer<std::int32_t> multipliers;
   IntegerRows rows;
 };
 

@@ -16,15 +16,17 @@ struct Ratio {
   std::int32_t multiplier = 0, shift = 31;
 };
 
-// The same for each output of a matrix, and its bias: 16 entries a panel.
+// The same for each output of a matrix, with one shift, and its bias: 16 entries a panel.
 struct Ratios {
-  const std::int32_t *multipliers = nullptr, *shifts = nullptr, *bias = nullptr;
+  const std::int32_t *multipliers = nullptr, *bias = nullptr;
+  std::int32_t shift = 31;
 };
 
 // A table whose rows are looked up: q (rows, columns), row r times ratio r.
 struct IntegerRows {
   const std::int8_t* q = nullptr;
-  const std::int32_t *multipliers = nullptr, *shifts = nullptr;
+  const std::int32_t* multipliers = nullptr;
+  std::int32_t down = 31;  // the ratios' shift
   int columns = 0, shift = 0;
 };
 

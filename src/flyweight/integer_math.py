@@ -26,24 +26,27 @@ def divide(a: np.ndarray, b: np.ndarray | int) -> np.ndarray:
     return found
 
 
-def multipliers(ratio: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-    """ratio ~ m / 2^shift with m in [2^30, 2^31), of each element.
+def multipliers(ratio: np.ndarray | float) -> tuple[np.ndarray, int]:
+    """ratio ~ m / 2^shift, one shift for all: the largest m lies in [2^30, 2^31).
 
-    Below 2^-31 it counts as 0, above 2^29 as 2^29: then every result but 0 is beyond any limit in use.
+    Where all are below 2^-31 they count as 0, above 2^29 as 2^29: then every result but 0 is beyond any limit in use.
     """
-    mantissa, exponent = np.frexp(np.minimum(np.asarray(ratio, np.float64), 2.0**29))
-    m, shift = np.rint(mantissa * 2**31).astype(np.int64), 31 - exponent.astype(np.int64)
-    m, shift = np.where(m == 2**31, m >> 1, m), np.where(m == 2**31, shift - 1, shift)
-    live = np.asarray(ratio) >= 2.0**-31
-    return np.where(live, m, 0), np.where(live, shift, 31)
+    found = np.clip(np.asarray(ratio, np.float64), 0, 2.0**29)
+    top = float(found.max(initial=0))
+    shift = 31 - math.frexp(top)[1] if top >= 2.0**-31 else 31
+    return np.minimum(np.rint(found * 2.0**shift), 2**31 - 1).astype(np.int64), shift
 
 
 def requantize(q: np.ndarray, ratio: np.ndarray | float, limit: int = LIMIT) -> np.ndarray:
     """q * ratio to the nearest whole number, halves up, within +-limit: from one scale to another, scale / new scale.
 
-    (q m + 2^(shift - 1)) >> shift with `multipliers`. |q| < 2^31, limit <= 2^29.
+    |q| < 2^31, limit <= 2^29.
     """
-    m, shift = multipliers(ratio)
+    return scaled(q, *multipliers(ratio), limit)
+
+
+def scaled(q: np.ndarray, m: np.ndarray, shift: int, limit: int) -> np.ndarray:
+    """(q m + 2^(shift - 1)) >> shift within +-limit: what `multipliers` are for."""
     found: np.ndarray = np.clip((q * m + (1 << (shift - 1))) >> shift, -limit, limit)
     return found
 

@@ -150,8 +150,8 @@ class Embeddings:
 
 def looked_up(table: Int8, ids: np.ndarray) -> np.ndarray:
     """Rows in 2^-13: ids (T,) -> (T, E)."""
-    scale = np.broadcast_to(table.scale, (table.shape[0],))[ids].astype(np.float64)
-    return im.requantize(table.q[ids].astype(np.int64) - table.shift, scale[:, None] / EMBEDDING_STEP, LIMIT)
+    m, shift = im.multipliers(np.broadcast_to(table.scale, (table.shape[0],)).astype(np.float64) / EMBEDDING_STEP)
+    return im.scaled(table.q[ids].astype(np.int64) - table.shift, m[ids, None], shift, LIMIT)
 
 
 @dataclass(frozen=True)
