@@ -136,7 +136,7 @@ def test_epochs_aim_at_a_number_of_steps(
 
 def test_agreement_is_minus_the_mean_divergence_by_hand() -> None:
     """Intents: p (1/2, 1/2) against q (1/4, 3/4), and a row that agrees; tags: one of two words was seen."""
-    half, quarter = np.log(np.float32([0.5, 0.5])), np.log(np.float32([0.25, 0.75]))
+    half, quarter = np.log(np.array([[0.5, 0.5], [0.25, 0.75]], np.float32))
     unseen = np.full(2, np.nan, np.float32)
     tags = [torch.from_numpy(np.stack([half, unseen])), torch.zeros(0, 2)]
     wanted = SoftLabels(torch.from_numpy(np.stack([half, quarter])), tags, torch.tensor([True, True]), 2.0, 0.8)
