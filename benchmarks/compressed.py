@@ -32,11 +32,15 @@ class Entry:
 
 
 PARTS = {"embeddings": 256, "heads": 256}
+TRAINED_FURTHER = fw.TrainedCodes(encoder="kept", embeddings="kept", heads="kept")
 RECIPES: dict[str, Entry] = {
     "int8": Entry((fw.Int8(),), 0.3),
     "static int8": Entry((fw.StaticInt8(),), 0.5),
     "4-bit codes": Entry((fw.Codebook(encoder=16, **PARTS),), 0.5),
     "4-bit codes, GPTQ": Entry((fw.GPTQ(encoder=16, **PARTS),), 0.5),
+    "2-bit trained codes": Entry((fw.TrainedCodes(encoder=4, **PARTS),), 1.5),
+    "mixed 3 bits": Entry((fw.MixedPrecision(max_average_bits=3.0),), 0.7),
+    "mixed 3 bits, trained": Entry((fw.MixedPrecision(max_average_bits=3.0), TRAINED_FURTHER), 0.7),
 }
 
 

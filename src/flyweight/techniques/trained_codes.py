@@ -36,8 +36,8 @@ from flyweight.model.linear import Embedding, Linear, Matrix
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.techniques.room import Run, check_choice, check_count, check_training
-from flyweight.training.loop import TrainingSettings, auto_epochs
-from flyweight.training.quantized import AUTO_STEPS, Distil, fit_quantized
+from flyweight.training.loop import TrainingSettings
+from flyweight.training.quantized import Distil, epochs_of, fit_quantized, taught_data
 from flyweight.training.quantizers import Centres, DynamicInput, Fixed, Int8Rows
 
 DROPOUT = 0.0  # rounding to a few centres is noise enough
@@ -53,10 +53,11 @@ class TrainedCodes:
     a similarity head); heads: in linear heads. Each 2 to 256; kept: each matrix keeps its bits and tables, float ones
     are trained along; None: that part is float, and trained along.
     granularity: row (a table an output row; above 64 centres the matrix shares one) | matrix; embeddings: always matrix
-    epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 5 to 40 epochs. The best on
+    epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 2 to 40 epochs. The best on
     validation messages is kept: by agreement with the float model, without distil by F1
     learning_rate: peak, in (0, 1), of weights and centres; wide models want less (768: a quarter of it)
-    distil: None (labels) | logits (the float model's, beside labels) | hidden (its hidden states too)
+    distil: None (labels) | logits (the float model's, beside labels) | hidden (its hidden states too); either also on
+    as many unlabelled splices of the training messages
     reassign: training steps between two assignments of weights to centres, 1 to 100000; None: those of the start stay
     """
 
@@ -108,10 +109,11 @@ class TrainedCodes:
                 else:
                     self._quantize(module, k)
                 advance()
-        epochs = self.epochs or auto_epochs(len(run.data.train), TrainingSettings.batch_size, AUTO_STEPS)
+        data = taught_data(run.data, self.distil, run.seed)
+        epochs = epochs_of(self.epochs, data)
         return fit_quantized(
             model,
-            run.data,
+            data,
             TrainingSettings(epochs=epochs, learning_rate=self.learning_rate, dropout=DROPOUT, seed=run.seed),
             teacher=run.teacher,
             distil=self.distil,

@@ -145,10 +145,12 @@ def forget(folder: str | Path) -> None:
     (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
 
 
-def auto_epochs(n_messages: int, batch_size: int, n_steps: int = AUTO_STEPS) -> int:
-    """Passes over n messages that come nearest to n_steps steps, within AUTO_EPOCHS."""
+def auto_epochs(
+    n_messages: int, batch_size: int, n_steps: int = AUTO_STEPS, within: tuple[int, int] = AUTO_EPOCHS
+) -> int:
+    """Passes over n messages that come nearest to n_steps steps, at least and at most those of `within`."""
     steps_per_epoch = max(1, math.ceil(n_messages / batch_size))
-    return min(max(round(n_steps / steps_per_epoch), AUTO_EPOCHS[0]), AUTO_EPOCHS[1])
+    return min(max(round(n_steps / steps_per_epoch), within[0]), within[1])
 
 
 def pick_device(device: str) -> torch.device:

@@ -12,14 +12,14 @@ from flyweight.data.messages import Message, NLUData
 from flyweight.model.nlu import NLUModel
 from flyweight.training.hidden import hidden_states_loss
 from flyweight.training.logits import soft_labels_loss
-from flyweight.training.loop import TrainingSettings, fit, forget
+from flyweight.training.loop import TrainingSettings, auto_epochs, fit, forget
 from flyweight.training.losses import Loss, Score
 from flyweight.training.quantizers import Quantizer, RealTokens, pack_quantized, with_mask
+from flyweight.training.transfer import splices
 
 Distil = Literal["logits", "hidden"] | None
-AUTO_STEPS = (
-    1500  # aimed at where a room's epochs are not given: half a fine-tuning, from weights that are trained already
-)
+AUTO_STEPS = 1500  # aimed at where a room's epochs are not given: half a fine-tuning, from trained weights ...
+AUTO_EPOCHS = (2, 40)  # ... within these bounds
 
 
 def fit_quantized(
@@ -59,6 +59,22 @@ def fit_quantized(
         forget(kept)
         kept.rmdir()
     return model
+
+
+def taught_data(data: NLUData, distil: Distil, seed: int) -> NLUData:
+    """What a room trains on: with a teacher, as many splices of the training messages (transfer.py) beside them.
+
+    No splice is a validation or test message.
+    """
+    if distil is None:
+        return data
+    others = {m.text for m in (*data.validation, *data.test)}
+    return replace(data, train=(*data.train, *splices(data.train, len(data.train), seed, others)))
+
+
+def epochs_of(epochs: int | None, data: NLUData) -> int:
+    """The epochs of a room: as given, or those that come nearest to AUTO_STEPS."""
+    return epochs or auto_epochs(len(data.train), TrainingSettings.batch_size, AUTO_STEPS, AUTO_EPOCHS)
 
 
 def _known(model: NLUModel, messages: Sequence[Message]) -> tuple[Message, ...]:
