@@ -32,11 +32,25 @@ class Entry:
 
 
 PARTS = {"embeddings": 256, "heads": 256}
+KEPT = fw.TrainedCodes(encoder="kept", embeddings="kept", heads="kept")
 RECIPES: dict[str, Entry] = {
     "int8": Entry((fw.Int8(),), 0.3),
     "static int8": Entry((fw.StaticInt8(),), 0.5),
+    "int8 QAT": Entry((fw.QAT(distil="hidden"),)),
     "4-bit codes": Entry((fw.Codebook(encoder=16, **PARTS),), 0.5),
     "4-bit codes, GPTQ": Entry((fw.GPTQ(encoder=16, **PARTS),), 0.5),
+    "4-bit trained codes": Entry((fw.TrainedCodes(encoder=16, **PARTS),)),
+    "mixed 3 bits": Entry((fw.MixedPrecision(max_average_bits=3.0),), 0.7),
+    "mixed 3 bits, trained": Entry((fw.MixedPrecision(max_average_bits=3.0), KEPT), 0.7),
+    "3-bit codes": Entry((fw.Codebook(encoder=8, **PARTS),)),
+    "3-bit codes, GPTQ": Entry((fw.GPTQ(encoder=8, **PARTS),)),
+    "3-bit trained codes": Entry((fw.TrainedCodes(encoder=8, **PARTS),)),
+    "2-bit codes": Entry((fw.Codebook(encoder=4, **PARTS),)),
+    "2-bit codes, GPTQ": Entry((fw.GPTQ(encoder=4, **PARTS),)),
+    "2-bit trained codes": Entry((fw.TrainedCodes(encoder=4, **PARTS),), 1.5),
+    "1-bit codes": Entry((fw.Codebook(encoder=2, **PARTS),)),
+    "1-bit codes, GPTQ": Entry((fw.GPTQ(encoder=2, **PARTS),)),
+    "1-bit trained codes": Entry((fw.TrainedCodes(encoder=2, **PARTS),)),
 }
 
 

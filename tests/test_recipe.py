@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,7 +56,7 @@ def test_parse(words: list[str], steps: list[Any]) -> None:
         ("", f"technique '' is unknown; allowed: {ALLOWED}"),
         ("Int8", f"technique 'Int8' is unknown; allowed: {ALLOWED}"),
         ("int8:granularity", "technique 'int8:granularity': 'granularity' has no value; write int8:setting=value,..."),
-        ("codebook:k=4", "codebook has no setting 'k'; allowed: encoder, embeddings, heads, granularity, activations"),
+        ("codebook:k=4", f"codebook has no setting 'k'; allowed: {', '.join(f.name for f in fields(Codebook))}"),
         ("codebook:encoder=1", "codebook: encoder is 1; allowed: none, or a whole number from 2 to 256"),
         ("codebook:encoder=4.5", "codebook: encoder is 4.5; allowed: none, or a whole number from 2 to 256"),
         ("codebook:encoder=", "codebook: encoder is ''; allowed: none, or a whole number from 2 to 256"),

@@ -67,6 +67,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"encoder": 3, "embeddings": 5, "heads": None, "granularity": "matrix", "epochs": 1, "distil": None},
         {"encoder": 4, "embeddings": None, "heads": 16, "epochs": 2, "reassign": 3, "learning_rate": 0.01},
         {"encoder": 16, "embeddings": 16, "heads": 3, "epochs": 1, "reassign": None},
+        {"encoder": 3, "embeddings": "kept", "heads": "kept", "epochs": 1},  # of a float model: left float
     ],
     "static_int8": [
         {"n_messages": 32, "fallback": None},
@@ -134,12 +135,12 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
     ],
     "trained_codes": [
         *(
-            ({name: v}, name, "allowed: none, or a whole number from 2 to 256")
+            ({name: v}, name, "allowed: none, kept, or a whole number from 2 to 256")
             for name in ("encoder", "embeddings", "heads")
-            for v in (1, 257, 16.0, "16", True)
+            for v in (1, 257, 16.0, "16", "keep", True)
         ),
         *(({"granularity": v}, "granularity", "allowed: row, matrix") for v in ("group", None, 2)),
-        *(({"epochs": v}, "epochs", "allowed: a whole number from 1 to 1000") for v in (0, 1001, None, 2.0, True)),
+        *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 1 to 1000") for v in (0, 1001, 2.0, True)),
         *(
             ({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1")
             for v in (0, 1, -0.1, "fast", None, True, float("nan"))
@@ -179,7 +180,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
             for v in (-0.1, 1, 1.5, None, "none", True, float("nan"))
         ),
         *(({"embeddings": v}, "embeddings", "allowed: true, false") for v in (1, 0, None, "yes")),
-        *(({"epochs": v}, "epochs", "allowed: a whole number from 1 to 1000") for v in (0, 1001, None, 2.0)),
+        *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 1 to 1000") for v in (0, 1001, 2.0, "5")),
         *(({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1") for v in (0, 1, None)),
         *(({"distil": v}, "distil", "allowed: none, logits, hidden") for v in ("soft", True)),
     ],
@@ -412,7 +413,7 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
             multiplied = settings.get("activations", "dynamic").replace("dynamic", "int8")
         return {"form": "int8", "per": per, "activations": "float" if is_embedding else multiplied, "bytes": sizes}
     k = settings.get(part, {"encoder": 4 if name == "trained_codes" else 16, "embeddings": 256, "heads": 256}[part])
-    if k is None:
+    if k in (None, "kept"):
         return plain
     if settings.get("grid") == "uniform" and k > 64 and not is_embedding:  # the steps of int8 themselves
         return claimed_form("int8", {}, part, is_embedding)

@@ -6,7 +6,7 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from flyweight.model.linear import Linear, set_form
 from flyweight.model.nlu import NLUModel
 from flyweight.training import loop, teacher
 from flyweight.training.loop import TrainingSettings, batches, collate, encode, fit, parameter_groups, rate
-from flyweight.training.losses import Batch, Loss, labels_loss
+from flyweight.training.losses import Batch, Logits, Loss, labels_loss
 from flyweight.training.teacher import build, calibrate, default_settings, train
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=16, learning_rate=1e-3)  # 60 messages: 4 steps an epoch, 12 in all
@@ -355,6 +355,26 @@ def test_the_validation_score_is_the_models_own(fresh: NLUModel, tiny_data: NLUD
     assert model.card.steps[-1]["validation_f1"] == pytest.approx((intent + spans) / 2, abs=1e-5)
 
 
+def test_another_score_chooses_the_epoch(fresh: NLUModel, tiny_data: NLUData) -> None:
+    """It is given the logits of the known validation messages in order; it may lie far below 0."""
+    seen: list[Sequence[Logits]] = []
+    validation = (Message("what is this", "unheard_of"), *tiny_data.validation)
+
+    def agreement(logits: Sequence[Logits]) -> float:
+        seen.append(logits)
+        return [-300.0, -20.0, -50.0][len(seen) - 1]
+
+    model = fit(fresh.copy(), tiny_data.train, validation, SETTINGS, score=agreement, device="cpu", progress=False)
+    step = model.card.steps[-1]
+    assert (step["best_epoch"], step["validation_agreement"], "validation_f1" in step) == (2, -20.0, False)
+    own = model.logits(model.tokenizer.encode_batch([m.text for m in tiny_data.validation]))
+    assert len(seen) == SETTINGS.epochs == 3
+    for (intent, tags), (wanted, wanted_tags) in zip(seen[1], own, strict=True):
+        assert np.allclose(intent, wanted, atol=1e-5)
+        assert tags is not None
+        assert np.allclose(tags, wanted_tags, atol=1e-5)
+
+
 def test_unknown_intents_in_validation_are_left_out(fresh: NLUModel, tiny_data: NLUData) -> None:
     validation = (*tiny_data.validation, Message("what is this", "unheard_of"))
     model = fit(fresh.copy(), tiny_data.train, validation, replace(SETTINGS, epochs=1), device="cpu", progress=False)
@@ -466,7 +486,7 @@ def test_settings_out_of_range_are_named(setting: str, value: float, allowed: st
 def test_epochs_follow_from_the_number_of_messages(fresh: NLUModel, tiny_data: NLUData) -> None:
     def n_steps(n_messages: int) -> int:
         messages = (tiny_data.train * (n_messages // 60 + 1))[:n_messages]
-        state = loop._Run(fresh.copy(), messages, (), TrainingSettings(), labels_loss, torch.device("cpu"), None)
+        state = loop._Run(fresh.copy(), messages, (), TrainingSettings(), labels_loss, None, torch.device("cpu"), None)
         return state.n_steps
 
     assert n_steps(60) == 40 * 2  # few messages: 40 epochs at most

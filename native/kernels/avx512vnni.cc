@@ -22,13 +22,19 @@ namespace {
 
 // Bytes that weights are prefetched ahead of their use: int8 from memory 38 ns a tile at 16 KB, 41 at 4 KB, 57 at 2 KB.
 constexpr int kAhead = 16384, kAheadCodes = 4096;
-constexpr int kMostInK = 5;   // tokens of one pass with k in lanes: 4 rows x 5 sums, 4 tables, 4 pieces of 32 registers
-constexpr int kFewest = 15;   // tokens from which a block is computed with tokens in lanes
+constexpr int kFewest = 12;   // tokens from which a block is computed with tokens in lanes
 
 void quantize(const float* x, int stride, int columns, const Quantized& out, int from, int to) {
   quantize_rows(x, stride, columns, out, from, to);
   const int packed = out.lanes ? in_blocks(out.n_tokens, kFewest) : 0;
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
+}
+
+// Matrix::panel_bytes without divisions, which small models would feel at every panel.
+template <int bits>
+inline std::size_t panel_bytes(const Matrix& m) {
+  constexpr int held = 512 / bits;
+  return std::size_t((m.columns + held - 1) / held) * kPanel * kPiece;
 }
 
 template <int bits>
@@ -66,10 +72,11 @@ inline void add_product(__m512i& sum, __m512i activations, const std::uint8_t* w
 
 // k in lanes ---------------------------------------------------------------------------------------------------------
 
-// Adds the 16 lanes of 4 accumulators: lane group i of the result holds partial sums of rows 0..3.
-inline __m512i add_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
-  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+// Half and all of adding the 16 lanes of 4 accumulators: lane group i of the result holds partial sums of rows 0..3.
+inline __m512i add_pair(__m512i a, __m512i b) {
+  return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
+inline __m512i add_pairs(__m512i ab, __m512i cd) {
   return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
 
@@ -80,37 +87,43 @@ inline __m512i add_groups(const __m512i* g) {
   return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
+// The last NT tokens, from `token` on. Weights are read once: from a cache or memory, a second pass costs more than fewer
+// rows at a time. 4 rows x 5 sums, or 2 x 11, a table and two pieces a row fit in 32 registers.
 template <int bits, int NT>
-inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token, bool fetch, float* y, int y_stride) {
-  constexpr int planes = 8 / bits;
+void few_tokens(const Matrix& m, const Quantized& x, int panel, int token, float* y, int y_stride) {
+  constexpr int planes = 8 / bits, rows = NT > 5 ? 2 : 4;
   const int n_planes = x.stride / kPiece, whole = n_planes / planes;
-  const std::uint8_t* data = m.data + m.panel_bytes() * panel;
+  const std::uint8_t* data = m.data + panel_bytes<bits>(m) * panel;
   const std::int8_t* q = x.rows + std::size_t(token) * x.stride;
-  __m512i partial[NT][4];
-  for (int g = 0; g < 4; ++g) {
-    __m512i sum[4][NT], table[4];
+  __m512i pairs[NT][8];
+  for (int first = 0; first < kPanel; first += rows) {
+    // gcc 12 keeps addresses that it has no register for in vector registers; here none may be there.
+    __asm__ volatile("" ::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
+                     "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22",
+                     "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31");
+    __m512i sum[rows][NT], table[rows];
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      table[r] = decoding_table<bits>(m, panel * kPanel + 4 * g + r);
-#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      table[r] = decoding_table<bits>(m, panel * kPanel + first + r);
+#pragma GCC unroll 11
       for (int t = 0; t < NT; ++t) sum[r][t] = _mm512_setzero_si512();
     }
-    const std::uint8_t* piece = data + g * 4 * kPiece;
-    const std::uint8_t* soon = data + m.panel_bytes() + m.panel_bytes() / 4 * g;  // of the next panel, in order
+    const std::uint8_t* piece = data + first * kPiece;
+    const std::uint8_t* soon = data + panel_bytes<bits>(m) + panel_bytes<bits>(m) / kPanel * first;  // of the next panel, in order
     const std::int8_t* columns = q;
     const auto unit = [&](int count) __attribute__((always_inline)) {
-      __m512i w[4];
+      __m512i w[rows];
 #pragma GCC unroll 4
-      for (int r = 0; r < 4; ++r) {
-        if (fetch) _mm_prefetch(reinterpret_cast<const char*>(soon + r * kPiece), _MM_HINT_T1);
+      for (int r = 0; r < rows; ++r) {
+        _mm_prefetch(reinterpret_cast<const char*>(soon + r * kPiece), _MM_HINT_T0);
         w[r] = _mm512_loadu_si512(piece + r * kPiece);
       }
 #pragma GCC unroll 8
       for (int j = 0; j < planes; ++j) {
         if (j >= count) break;
-        __m512i v[4];
+        __m512i v[rows];
 #pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
+        for (int r = 0; r < rows; ++r) {
           if constexpr (bits == 8) {
             v[r] = w[r];
           } else {
@@ -118,42 +131,50 @@ inline void few_tokens(const Matrix& m, const Quantized& x, int panel, int token
             if (j + 1 < planes) w[r] = _mm512_srli_epi16(w[r], bits);
           }
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 11
         for (int t = 0; t < NT; ++t) {
           const __m512i u = _mm512_loadu_si512(columns + std::size_t(t) * x.stride);
 #pragma GCC unroll 4
-          for (int r = 0; r < 4; ++r) add_product(sum[r][t], u, v[r]);
+          for (int r = 0; r < rows; ++r) add_product(sum[r][t], u, v[r]);
         }
         columns += kPiece;
       }
       piece += kPanel * kPiece;
-      soon += 4 * kPiece;
+      soon += rows * kPiece;
     };
     for (int u = 0; u < whole; ++u) unit(planes);
     if constexpr (planes > 1) {
       if (whole * planes < n_planes) unit(n_planes - whole * planes);
     }
-#pragma GCC unroll 8
-    for (int t = 0; t < NT; ++t) partial[t][g] = add_lanes(sum[0][t], sum[1][t], sum[2][t], sum[3][t]);
+#pragma GCC unroll 11
+    for (int t = 0; t < NT; ++t)
+#pragma GCC unroll 2
+      for (int r = 0; r < rows; r += 2) pairs[t][(first + r) / 2] = add_pair(sum[r][t], sum[r + 1][t]);
   }
   const Finish finish(m, panel);
-  for (int t = 0; t < NT; ++t)
-    finish(add_groups(partial[t]), x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
+  for (int t = 0; t < NT; ++t) {
+    __m512i groups[4];
+    for (int g = 0; g < 4; ++g) groups[g] = add_pairs(pairs[t][2 * g], pairs[t][2 * g + 1]);
+    finish(add_groups(groups), x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
+  }
 }
 
 template <int bits>
 inline void some_tokens(const Matrix& m, const Quantized& x, int panel, int token, float* y, int y_stride) {
-  static_assert(kMostInK == 5);
-  for (bool fetch = true; token < x.n_tokens; fetch = false) {  // the first pass fetches the next panel
-    const int left = x.n_tokens - token, passes = (left + kMostInK - 1) / kMostInK, n = (left + passes - 1) / passes;
-    switch (n) {
-      case 1: few_tokens<bits, 1>(m, x, panel, token, fetch, y, y_stride); break;
-      case 2: few_tokens<bits, 2>(m, x, panel, token, fetch, y, y_stride); break;
-      case 3: few_tokens<bits, 3>(m, x, panel, token, fetch, y, y_stride); break;
-      case 4: few_tokens<bits, 4>(m, x, panel, token, fetch, y, y_stride); break;
-      default: few_tokens<bits, 5>(m, x, panel, token, fetch, y, y_stride); break;
-    }
-    token += n;
+  static_assert(kFewest == 12);
+  switch (x.n_tokens - token) {
+    case 0: return;
+    case 1: return few_tokens<bits, 1>(m, x, panel, token, y, y_stride);
+    case 2: return few_tokens<bits, 2>(m, x, panel, token, y, y_stride);
+    case 3: return few_tokens<bits, 3>(m, x, panel, token, y, y_stride);
+    case 4: return few_tokens<bits, 4>(m, x, panel, token, y, y_stride);
+    case 5: return few_tokens<bits, 5>(m, x, panel, token, y, y_stride);
+    case 6: return few_tokens<bits, 6>(m, x, panel, token, y, y_stride);
+    case 7: return few_tokens<bits, 7>(m, x, panel, token, y, y_stride);
+    case 8: return few_tokens<bits, 8>(m, x, panel, token, y, y_stride);
+    case 9: return few_tokens<bits, 9>(m, x, panel, token, y, y_stride);
+    case 10: return few_tokens<bits, 10>(m, x, panel, token, y, y_stride);
+    default: return few_tokens<bits, 11>(m, x, panel, token, y, y_stride);
   }
 }
 
@@ -205,14 +226,14 @@ template <int bits>
 inline void multiply_codes(__m512i* sums, const Matrix& m, int panel, int next_panel, int n_planes,
                            const std::int8_t* columns, Ring<bits>& ring) {
   constexpr int held = 8 / bits;
-  const std::uint8_t* unit = m.data + m.panel_bytes() * panel;
+  const std::uint8_t* unit = m.data + panel_bytes<bits>(m) * panel;
   __m512i sum[16];
   clear(sum);
   for (int left = n_planes; left > 0; left -= held, ring.turn ^= 1) {
     const std::uint8_t* now = ring.now();
     std::uint8_t* later = ring.later();
     const bool last = left <= held;
-    unit = last ? m.data + m.panel_bytes() * next_panel : unit + kPanel * kPiece;
+    unit = last ? m.data + panel_bytes<bits>(m) * next_panel : unit + kPanel * kPiece;
     const int count = last ? left : held, decoded = last ? next_panel : panel;
     for (int row = 0; row < kPanel; ++row) {  // a row of the next unit for every `count` vectors of columns
       decode_to<bits, kAheadCodes>(later, m, unit, row, decoded);
@@ -234,7 +255,7 @@ inline void blocks(const Matrix& m, const Quantized& x, int n_blocks, int panel,
     const std::int8_t* columns = x.lanes + std::size_t(b) * kBlock * x.stride;
     __m512i sum[16];
     if constexpr (bits == 8) {
-      multiply_planes(sum, m.data + m.panel_bytes() * panel, n_planes, columns);
+      multiply_planes(sum, m.data + panel_bytes<bits>(m) * panel, n_planes, columns);
     } else {
       multiply_codes<bits>(sum, m, panel, b + 1 < n_blocks ? panel : next_panel, n_planes, columns, ring);
     }
@@ -249,7 +270,7 @@ inline void each_panel(const Matrix& m, const Quantized& x, int from, int to, fl
   const int lanes = in_blocks(x.n_tokens, kFewest), n_blocks = (lanes + kBlock - 1) / kBlock;
   Ring<bits> ring;
   if (bits != 8 && n_blocks && from < to && m.columns)
-    for (int r = 0; r < kPanel; ++r) decode_to<bits, kAheadCodes>(ring.now(), m, m.data + m.panel_bytes() * from, r, from);
+    for (int r = 0; r < kPanel; ++r) decode_to<bits, kAheadCodes>(ring.now(), m, m.data + panel_bytes<bits>(m) * from, r, from);
   for (int panel = from; panel < to; ++panel) {
     blocks<bits>(m, x, n_blocks, panel, panel + 1 < to ? panel + 1 : panel, ring,
                  [&](__m512i(&sums)[16], int b) { block(sums, b, panel); });
@@ -263,9 +284,13 @@ void multiply_form(const Matrix& m, const Quantized& x, int from, int to, Activa
   const auto block = [&](__m512i(&sums)[16], int b, int panel) {
     const Finish finish(m, panel);
     transpose(sums);
-    const int token = b * kBlock, n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
-    for (int t = 0; t < n; ++t)
-      finish(sums[t], x, token + t, y + std::size_t(token + t) * y_stride + panel * kPanel);
+    const int token = b * kBlock, n = x.n_tokens - token;
+    float* to = y + std::size_t(token) * y_stride + panel * kPanel;
+#pragma GCC unroll 16
+    for (int t = 0; t < kBlock; ++t, to += y_stride) {  // unrolled, so that the sums stay in registers
+      if (t == n) break;
+      finish(sums[t], x, token + t, to);
+    }
   };
   each_panel<bits>(m, x, from, to, y, y_stride, block,
                    [&](int panel) { activate(a, y + panel * kPanel, y_stride, x.n_tokens); });
@@ -332,15 +357,22 @@ inline void put_rows(const __m512i (&q)[4], int n, std::int8_t* rows, int stride
   }
 }
 
-// The same of single tokens, from sums that are floats already: 16 rows in lanes.
-[[gnu::noinline]] void put_tokens(const float* y, int y_stride, Activation a, int from, int to, const Quantized& out,
-                                  int column) {
+// The same of single tokens, from at most 64 outputs that are floats already.
+[[gnu::noinline]] void put_tokens(const float* y, int y_stride, int columns, Activation a, int from, int to,
+                                  const Quantized& out, int column) {
   const V inverse = V::set(out.inverse);
+  const __mmask64 mask = ~0ull >> (kPiece - columns);
   with_activation(a, [&](auto chosen) {
     for (int t = from; t < to; ++t) {
-      const __m512i q = integer_steps(activated<chosen.value>(V::load(y + std::size_t(t) * y_stride)), inverse);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out.rows + std::size_t(t) * out.stride + column),
-                       _mm_xor_si128(_mm512_cvtepi32_epi8(q), _mm_set1_epi8(char(kOffset))));
+      __m512i steps[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        steps[i] = _mm512_setzero_si512();
+        if (i * kLanes < columns)
+          steps[i] = integer_steps(activated<chosen.value>(V::load(y + std::size_t(t) * y_stride + i * kLanes)), inverse);
+      }
+      const __m512i q = offset(narrow(steps[0], steps[1], steps[2], steps[3]));
+      _mm512_mask_storeu_epi8(out.rows + std::size_t(t) * out.stride + column, mask, q);
     }
   });
 }
@@ -353,8 +385,11 @@ void multiply_form_to_int8(const Matrix& m, const Quantized& x, int from, int to
     put_block(m, x, sums, a, panel, b * kBlock, out, (panel - first) * kPanel);
   };
   each_panel<bits>(m, x, from, to, y, y_stride, block, [&](int panel) {
-    if (lanes < x.n_tokens)
-      put_tokens(y + panel * kPanel, y_stride, a, lanes, x.n_tokens, out, (panel - first) * kPanel);
+    const int held = kPiece / kPanel, last = (panel - first) % held;  // panels of 64 columns, and which of them this is
+    if (lanes == x.n_tokens || (last < held - 1 && panel + 1 < to)) return;
+    const int begin = panel - last > from ? panel - last : from;
+    put_tokens(y + begin * kPanel, y_stride, (panel + 1 - begin) * kPanel, a, lanes, x.n_tokens, out,
+               (begin - first) * kPanel);
   });
   if (out.lanes && to == m.panels()) fill_columns(out, lanes, (to - first) * kPanel);
 }

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flyweight.data.messages import Message, NLUData
 from flyweight.data.splits import sample
 from flyweight.errors import ConfigError, DataError, MissingExtraError
 from flyweight.export.fly import export_fly
+from flyweight.forms import Form
 from flyweight.measure.latency import compare, ratio, single_thread
 from flyweight.measure.memory import disk_bytes, peak_rss_mb
 from flyweight.measure.quality import Quality, ask, evaluate_answers
@@ -38,7 +37,8 @@ class Receipt:
     """What one technique did, measured on the exported file and the validation messages.
 
     bits: of a weight in each matrix, without tables and scales (32: float);
-    repacked: matrices that an earlier technique had packed and this one packed anew, so that its work is gone;
+    repacked: matrices that an earlier technique had packed and this one packed in another form or number of bits, so
+    that the earlier choice is gone (training packed weights further is none);
     n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
     `engine` names what executed the file: the native engine and its level, or numpy. `part` says what quality was
@@ -207,9 +207,13 @@ def make_receipt(
 
 
 def _repacked(before: NLUModel, after: NLUModel) -> int:
-    """Number of matrices that were packed and now have another form or other values."""
-    pairs = [(a, b) for (_, a, _), (_, b, _) in zip(before.matrices(), after.matrices(), strict=True) if a.form]
-    return sum(type(a.form) is not type(b.form) or not torch.equal(a.weight, b.weight) for a, b in pairs)
+    """Number of matrices that were packed and now have another form, granularity or number of bits."""
+    pairs = [(a.form, b.form) for (_, a, _), (_, b, _) in zip(before.matrices(), after.matrices(), strict=True)]
+    return sum(a is not None and (b is None or _kind(a) != _kind(b)) for a, b in pairs)
+
+
+def _kind(form: Form) -> tuple[Any, ...]:
+    return type(form), form.bits, form.fields().get("per")
 
 
 def summary(quality: Quality) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows looked up by id: (n_rows, dim). `form` as in Linear; `weight_quantizer` gets the rows that were looked up."""
+    """Rows looked up by id: (n_rows, dim). `form` as in Linear; `weight_quantizer` gets only the rows looked up."""
 
     def __init__(self, n_rows: int, dim: int):
         super().__init__()

@@ -29,7 +29,7 @@ from flyweight.model.linear import Embedding, Linear, Matrix
 from flyweight.model.nlu import NLUModel
 from flyweight.techniques.room import Run, check_choice, check_training
 from flyweight.training.loop import TrainingSettings
-from flyweight.training.quantized import Distil, fit_quantized
+from flyweight.training.quantized import Distil, epochs_of, fit_quantized, taught_data
 from flyweight.training.quantizers import (
     DynamicInput,
     Int8Matrix,
@@ -52,9 +52,11 @@ class QAT:
     V keep the average)
     delay: share of the training after which static activations are quantized, from 0 to below 1
     embeddings: also the embedding rows
-    epochs: passes over the training messages, 1 to 1000; the best on validation messages is kept
+    epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 2 to 40 epochs. The best on
+    validation messages is kept: by F1, or with distil by agreement with the float model
     learning_rate: peak, in (0, 1)
-    distil: None (labels) | logits (the float model's, beside labels) | hidden (its hidden states too)
+    distil: None (labels) | logits (the float model's, beside labels) | hidden (its hidden states too); either also on
+    as many unlabelled splices of the training messages
     """
 
     granularity: Literal["row", "matrix"] = "row"
@@ -62,7 +64,7 @@ class QAT:
     ranges: Literal["ema", "lsq"] = "ema"
     delay: float = 0.2
     embeddings: bool = True
-    epochs: int = 5
+    epochs: int | None = None
     learning_rate: float = 5e-5
     distil: Distil = None
     ZERO: ClassVar[dict[str, Any] | None] = None  # rounding and training always change something
@@ -80,8 +82,10 @@ class QAT:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A copy, trained and packed. Interrupted, it goes on from run.folder."""
         model = model.copy()
-        settings = TrainingSettings(epochs=self.epochs, learning_rate=self.learning_rate, seed=run.seed)
-        n_steps = self.epochs * math.ceil(len(run.data.train) / settings.batch_size)
+        data = taught_data(run.data, self.distil, run.seed)
+        epochs = epochs_of(self.epochs, data)
+        settings = TrainingSettings(epochs=epochs, learning_rate=self.learning_rate, seed=run.seed)
+        n_steps = epochs * math.ceil(len(data.train) / settings.batch_size)
         tokens = RealTokens()
         for _, module, _ in model.matrices():
             module.weight_quantizer = self._weights(module)
@@ -92,7 +96,7 @@ class QAT:
                 layer.attention.qkv.output_quantizer = StaticAttention(tokens, delay=round(self.delay * n_steps))
         return fit_quantized(
             model,
-            run.data,
+            data,
             settings,
             teacher=run.teacher,
             distil=self.distil,

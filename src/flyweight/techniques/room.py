@@ -70,7 +70,6 @@ def check_count(room: str, name: str, value: object, low: int, high: int) -> Non
 
 def check_training(room: str, epochs: object, learning_rate: object) -> None:
     """Refuse epochs and learning rates that no training has."""
-    if type(epochs) is not int or not 1 <= epochs <= 1000:
-        raise ConfigError(f"{room}: epochs is {epochs!r}; allowed: a whole number from 1 to 1000")
+    check_count(room, "epochs", epochs, 1, 1000)
     if type(learning_rate) not in (int, float) or not 0 < learning_rate < 1:  # type: ignore[operator]
         raise ConfigError(f"{room}: learning_rate is {learning_rate!r}; allowed: a number above 0 and below 1")

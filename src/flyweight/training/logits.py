@@ -34,7 +34,7 @@ from flyweight.measure.quality import ANSWER_BLOCK
 from flyweight.model.finetuned import tag_sources
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
-from flyweight.training.losses import Batch, heads_loss
+from flyweight.training.losses import Batch, Logits, heads_loss
 
 ABSENT = -50.0  # of a tag that cannot be meant, where the likeliest tag has 0: e^-50 is 2e-22 of its probability
 LARGEST = 1e30  # differences of larger logits overflow in float32
@@ -234,6 +234,20 @@ class SoftLabels:
         hard = self.labelled[rows].to(logits.device)[batch.tag_at // batch.ids.shape[1]]  # (N,)
         known = replace(batch, tag_at=batch.tag_at[hard], tags=batch.tags[hard])
         return self.soft * loss + (1 - self.soft) * heads_loss(model, known, logits, hidden)
+
+    def agreement(self, rows: Sequence[Logits]) -> float:
+        """Minus the mean KL(teacher || student) of an intent, minus that of a tag; in nats, 0 where they are equal.
+
+        rows: the student's logits of all messages, in order. A score for `fit`, finer than F1.
+        """
+        found = _kl(self.intents, torch.from_numpy(np.stack([intent for intent, _ in rows])), 1.0)
+        tags = [t for _, t in rows if t is not None]
+        if self.tags is not None and tags:
+            wanted = torch.cat(self.tags)  # (N, n_tags)
+            seen = ~wanted.isnan().any(dim=1)
+            if seen.any():
+                found = found + _kl(wanted[seen], torch.from_numpy(np.concatenate(tags))[seen], 1.0)
+        return -float(found)
 
 
 def _kl(wanted: Tensor, found: Tensor, T: float) -> Tensor:

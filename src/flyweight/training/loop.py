@@ -34,7 +34,7 @@ from flyweight.measure.quality import macro_f1, span_f1
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.progress import bar
 from flyweight.tokenizer import Encoded
-from flyweight.training.losses import Batch, Loss, labels_loss
+from flyweight.training.losses import Batch, Loss, Score, labels_loss
 from flyweight.training.quantizers import Quantizer
 
 CHECKPOINT = "training.pt"
@@ -104,20 +104,23 @@ def fit(
     settings: TrainingSettings | None = None,
     *,
     loss: Loss = labels_loss,
+    score: Score | None = None,
     device: str = "auto",
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> NLUModel:
     """Train `model` in place and return it with the weights of its best validation epoch (the last without one).
 
-    Packed matrices become float first. `folder` keeps `training.pt`: a run with the same settings and messages goes on
-    from there after Ctrl-C and ends with the same bits. It stays until `forget(folder)`, for the caller to save the
-    result first. Raises KeyboardInterrupt after saving; ConfigError if the folder holds another training's checkpoint.
+    score: what makes an epoch the best, of the logits of the validation messages whose intents are known; None: the
+    mean of intent macro-F1 and span F1. Packed matrices become float first. `folder` keeps `training.pt`: a run with
+    the same settings and messages goes on from there after Ctrl-C and ends with the same bits. It stays until
+    `forget(folder)`, for the caller to save the result first. Raises KeyboardInterrupt after saving; ConfigError if the
+    folder holds another training's checkpoint.
     """
     settings = settings or TrainingSettings()
     if not train:
         raise DataError("no training messages", allowed="at least one labelled message is needed")
-    run = _Run(model.unpack(), train, validation, settings, loss, pick_device(device), folder)
+    run = _Run(model.unpack(), train, validation, settings, loss, score, pick_device(device), folder)
     with run.small_vocabulary(), _interruptible() as interrupted:
         run.resume()
         with bar("training", run.n_steps, run.step, progress) as advance:
@@ -140,6 +143,14 @@ def fit(
 def forget(folder: str | Path) -> None:
     """The result of a training is safe: its checkpoint is no longer needed."""
     (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
+
+
+def auto_epochs(
+    n_messages: int, batch_size: int, n_steps: int = AUTO_STEPS, within: tuple[int, int] = AUTO_EPOCHS
+) -> int:
+    """Passes over n messages that come nearest to n_steps steps, at least and at most those of `within`."""
+    steps_per_epoch = max(1, math.ceil(n_messages / batch_size))
+    return min(max(round(n_steps / steps_per_epoch), within[0]), within[1])
 
 
 def pick_device(device: str) -> torch.device:
@@ -220,18 +231,19 @@ class _Run:
         validation: Sequence[Message],
         settings: TrainingSettings,
         loss: Loss,
+        score: Score | None,
         device: torch.device,
         folder: str | Path | None,
     ):
         self.model, self.settings, self.loss, self.device = model.to(device), settings, loss, device
+        self.score, self.score_name = score, "F1" if score is None else score.__name__
         self.examples = encode(model, train)
         self.validation = [m for m in validation if m.intent in model.labels.intents or m.intent is None]
         self.validation_encoded = [e.encoded for e in encode(model, self.validation)]
         self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
-        auto = min(max(round(AUTO_STEPS / self.steps_per_epoch), AUTO_EPOCHS[0]), AUTO_EPOCHS[1])
-        self.n_steps = (settings.epochs or auto) * self.steps_per_epoch
+        self.n_steps = (settings.epochs or auto_epochs(len(train), settings.batch_size)) * self.steps_per_epoch
         self.step = 0
-        self.best: dict[str, Any] = {"score": (-1.0, 0.0), "epoch": 0, "state": None}
+        self.best: dict[str, Any] = {"score": (-math.inf, 0.0), "epoch": 0, "state": None}
         self.file = Path(folder) / CHECKPOINT if folder else None
         self.identity = self._identity(train, validation) if folder else ""
         self.saved_at = time.monotonic()
@@ -245,7 +257,7 @@ class _Run:
         texts = [[m.text for m in messages] for messages in (train, validation)]
         messages = [fingerprint(train), fingerprint(validation), texts]
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
-        made_of = [asdict(self.settings), loss, self.model.describe(), self.model.tokenizer.sha256]
+        made_of = [asdict(self.settings), loss, self.score_name, self.model.describe(), self.model.tokenizer.sha256]
         made_of += [repr(m) for m in self.model.modules() if isinstance(m, Quantizer)]
         found = hashlib.sha256(json.dumps([messages, made_of], sort_keys=True).encode())
         for p in self.model.parameters():
@@ -303,12 +315,15 @@ class _Run:
             self.best = {"score": score, "epoch": self.step // self.steps_per_epoch, "state": state}
 
     def validate(self) -> tuple[float, float]:
-        """(mean of intent macro-F1 and span F1, minus mean negative log likelihood) on the validation split."""
-        labels = self.model.labels
+        """(mean of intent macro-F1 and span F1, minus mean negative log likelihood) on the validation split.
+
+        Where a score was given: (that, 0).
+        """
+        labels, logits = self.model.labels, self.model.logits(self.validation_encoded)
+        if self.score is not None:
+            return self.score(logits), 0.0
         answers: list[Answer] = []
-        for m, encoded, (intent, tags) in zip(
-            self.validation, self.validation_encoded, self.model.logits(self.validation_encoded), strict=True
-        ):
+        for m, encoded, (intent, tags) in zip(self.validation, self.validation_encoded, logits, strict=True):
             answers.append(labels.answer(m.text, encoded, intent, tags))
         known = [(m.intent, a) for m, a in zip(self.validation, answers, strict=True) if m.intent is not None]
         scores = [macro_f1([g for g, _ in known], [a.intent for _, a in known])] if known else []
@@ -320,7 +335,9 @@ class _Run:
 
     def score_note(self) -> str:
         """Best validation score so far, for the progress line."""
-        return f", best F1 {self.best['score'][0]:.3f} (epoch {self.best['epoch']})" if self.best["state"] else ""
+        if not self.best["state"]:
+            return ""
+        return f", best {self.score_name} {self.best['score'][0]:.3f} (epoch {self.best['epoch']})"
 
     def take_best(self) -> None:
         """Load the best epoch's weights and record how the model was trained."""
@@ -332,7 +349,9 @@ class _Run:
                 "steps": self.n_steps,
                 "messages": len(self.examples),
                 "best_epoch": self.best["epoch"] or self.n_steps // self.steps_per_epoch,
-                "validation_f1": round(self.best["score"][0], 5) if self.best["state"] else None,
+                f"validation_{self.score_name.lower()}": round(self.best["score"][0], 5)
+                if self.best["state"]
+                else None,
                 "bf16": self.bf16,
             }
         )

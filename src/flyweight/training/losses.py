@@ -6,9 +6,10 @@ labels   CE(intent) + CE(tags)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +33,8 @@ class Batch:
 
 
 Loss = Callable[[NLUModel, Batch], Tensor]
+Logits = tuple[np.ndarray, np.ndarray | None]  # of one message, as NLUModel.logits gives them: intent (C,), tags (W, n)
+Score = Callable[[Sequence[Logits]], float]  # of the validation messages' logits, in order; the highest epoch is kept
 
 
 def labels_loss(model: NLUModel, batch: Batch) -> Tensor:

@@ -12,11 +12,14 @@ from flyweight.data.messages import Message, NLUData
 from flyweight.model.nlu import NLUModel
 from flyweight.training.hidden import hidden_states_loss
 from flyweight.training.logits import soft_labels_loss
-from flyweight.training.loop import TrainingSettings, fit
-from flyweight.training.losses import Loss
+from flyweight.training.loop import TrainingSettings, auto_epochs, fit, forget
+from flyweight.training.losses import Loss, Score
 from flyweight.training.quantizers import Quantizer, RealTokens, pack_quantized, with_mask
+from flyweight.training.transfer import splices
 
 Distil = Literal["logits", "hidden"] | None
+AUTO_STEPS = 1500  # aimed at where a room's epochs are not given: half a fine-tuning, from trained weights ...
+AUTO_EPOCHS = (2, 40)  # ... within these bounds
 
 
 def fit_quantized(
@@ -34,11 +37,15 @@ def fit_quantized(
 ) -> NLUModel:
     """`fit` on data.train, the epoch chosen on data.validation, then the quantizers' forms packed (in place).
 
-    distil: None trains with `loss`; logits and hidden learn from `teacher` (see training/logits.py, hidden.py).
-    tokens: what the model's static quantizers share. folder: an interrupted training resumes from a folder within, and
-    a finished one is not trained again. Errors: ConfigError for hidden states of a teacher of another shape.
+    distil: None trains with `loss` and chooses by F1; logits and hidden learn from `teacher` (see training/logits.py,
+    hidden.py) and choose by agreement with it. tokens: what the model's static quantizers share. folder: an interrupted
+    training resumes from a folder within. Errors: ConfigError for hidden states of a teacher of another shape.
     """
     train, validation = (_known(model, part) for part in (data.train, data.validation))
+    score: Score | None = None
+    if distil is not None:
+        validation = tuple(m for m in validation if m.intent is None or m.intent in model.labels.intents)
+        score = soft_labels_loss(teacher, model, validation, progress).agreement if validation else None
     if distil == "hidden":
         loss = hidden_states_loss(teacher, model, train, progress)
     elif distil == "logits":
@@ -46,8 +53,28 @@ def fit_quantized(
     if tokens is not None:
         loss = with_mask(loss, tokens)
     kept = None if folder is None else Path(folder) / f"quantized-{_key(model, settings, loss)}"
-    fit(model, train, validation, settings, loss=loss, device=device, folder=kept, progress=progress)
-    return pack_quantized(model)
+    fit(model, train, validation, settings, loss=loss, score=score, device=device, folder=kept, progress=progress)
+    pack_quantized(model)
+    if kept is not None:
+        forget(kept)
+        kept.rmdir()
+    return model
+
+
+def taught_data(data: NLUData, distil: Distil, seed: int) -> NLUData:
+    """What a room trains on: with a teacher, as many splices of the training messages (transfer.py) beside them.
+
+    No splice is a validation or test message.
+    """
+    if distil is None:
+        return data
+    others = {m.text for m in (*data.validation, *data.test)}
+    return replace(data, train=(*data.train, *splices(data.train, len(data.train), seed, others)))
+
+
+def epochs_of(epochs: int | None, data: NLUData) -> int:
+    """The epochs of a room: as given, or those that come nearest to AUTO_STEPS."""
+    return epochs or auto_epochs(len(data.train), TrainingSettings.batch_size, AUTO_STEPS, AUTO_EPOCHS)
 
 
 def _known(model: NLUModel, messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -1,6 +1,7 @@
 """What a matrix computes with while it is trained to be packed: modules that simulate a form, and give it.
 
     weights       Centres      W -> table[r, z] (* scale[r]): nearest centre; centres are trained, W straight through
+                  Fixed        W as it is packed already; not trained
                   Int8Rows     W -> round(W / s[r]) s[r],  s[r] = max|W[r, :]| / 127
                   Int8Matrix   W -> (round(W / s + shift) - shift) s, the founding text's scale and shift of a matrix
                   LearnedRows  W -> round(W / s) s, s learned (LSQ), one a row or one a matrix
@@ -102,13 +103,15 @@ class Centres(WeightQuantizer):
 
     integer: centres are rounded to int8 steps of max|centre| / 127 in every forward pass, as the file holds them.
     reassign: training steps between two assignments of weights to centres; None: those of the start stay.
-    Starts from `centres` (R or 1, k), e.g. of k-means. Assignments that outlive a step belong to the weight given.
+    group: rows that share a table; there is a row of centres for each group.
+    Starts from `centres` (R, ceil(R / group) or 1, k), e.g. of k-means. Assignments that outlive a step belong to the
+    weight given.
     """
 
-    def __init__(self, centres: np.ndarray, weight: Tensor, *, integer: bool, reassign: int | None = 1):
+    def __init__(self, centres: np.ndarray, weight: Tensor, *, integer: bool, reassign: int | None = 1, group: int = 1):
         super().__init__()
         self.centres = nn.Parameter(torch.from_numpy(np.sort(centres, axis=1).astype(np.float32)))
-        self.integer, self.reassign = integer, reassign
+        self.integer, self.reassign, self.group, self.n_rows = integer, reassign, group, len(weight)
         self.codes: Tensor | None
         if reassign == 1:
             self.register_buffer("codes", None)
@@ -117,12 +120,23 @@ class Centres(WeightQuantizer):
             self.age: Tensor
             self.register_buffer("age", torch.zeros((), dtype=torch.int64))
 
+    @classmethod
+    def of(cls, form: Codes, *, reassign: int | None = 1) -> Centres:
+        """Starts from a packed matrix: its centres, the rows that share them, its assignments."""
+        table = form.table if form.scale is None else form.table * form.scale[:, None]
+        weight = torch.from_numpy(form.dense())
+        return cls(table[:: form.group], weight, integer=form.scale is not None, reassign=reassign, group=form.group)
+
     def extra_repr(self) -> str:
         """Settings, for a training's identity."""
-        return f"integer={self.integer}, reassign={self.reassign}"
+        return f"integer={self.integer}, reassign={self.reassign}, group={self.group}"
+
+    def by_row(self, stored: Tensor) -> Tensor:
+        """What there is one of for each table, (tables, n), repeated for every row of a group: (R or 1, n)."""
+        return stored if self.group == 1 else stored.repeat_interleave(self.group, dim=0)[: self.n_rows]
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        """Integer centres (R or 1, k) as floats, and their steps (R or 1, 1)."""
+        """Integer centres (tables, k) as floats, and their steps (tables, 1)."""
         absmax = self.centres.detach().abs().amax(dim=1, keepdim=True)
         scale = torch.where(absmax >= DEAD, absmax / STEPS, torch.zeros_like(absmax))
         inv = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
@@ -131,9 +145,9 @@ class Centres(WeightQuantizer):
     def table(self) -> Tensor:
         """The centres that the engine will multiply, (R or 1, k)."""
         if not self.integer:
-            return self.centres
+            return self.by_row(self.centres)
         table, scale = self.grid()
-        return table * scale
+        return self.by_row(table * scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         """(R, C) -> (R, C)."""
@@ -153,9 +167,25 @@ class Centres(WeightQuantizer):
         """Codes with int8 or float32 tables."""
         codes = self._codes(weight, self.table()).cpu().numpy()
         if not self.integer:
-            return Codes(codes, self.centres.detach().cpu().numpy().copy())
-        table, scale = self.grid()
-        return Codes(codes, table.to(torch.int8).cpu().numpy(), scale[:, 0].cpu().numpy())
+            return Codes(codes, self.table().cpu().numpy().copy(), group=self.group)
+        table, scale = (self.by_row(stored) for stored in self.grid())
+        return Codes(codes, table.to(torch.int8).cpu().numpy(), scale[:, 0].cpu().numpy(), self.group)
+
+
+class Fixed(WeightQuantizer):
+    """A matrix that stays as it is packed: no gradient reaches its weights, which decode from `packed` already."""
+
+    def __init__(self, packed: Form):
+        super().__init__()
+        self.packed = packed
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """(R, C) -> (R, C)."""
+        return weight.detach()
+
+    def form(self, weight: Tensor) -> Form:
+        """The form that was given."""
+        return self.packed
 
 
 class Int8Rows(WeightQuantizer):
