@@ -24,7 +24,9 @@ def test_division_rounds_halves_up() -> None:
 
 
 def test_requantize_by_hand() -> None:
-    found = [(m.tolist(), shift) for m, shift in map(im.multipliers, ([1.0, 0.75, 2.0**-31], [1 - 2.0**-33], [0.0, -1.0]))]
+    found = [
+        (m.tolist(), shift) for m, shift in map(im.multipliers, ([1.0, 0.75, 2.0**-31], [1 - 2.0**-33], [0.0, -1.0]))
+    ]
     assert found == [([2**30, 3 * 2**28, 0], 30), ([2**31 - 1], 31), ([0, 0], 31)]  # 0.5 rounds to even
     assert im.multipliers(2.0**-31) == (2**30, 61)
     assert im.multipliers(2.0**40) == (2**30, 1)

@@ -28,6 +28,7 @@ from flyweight.forms.codes import code_bits
 from flyweight.model.nlu import NLUModel
 from flyweight.recipe import Recipe, compress
 from flyweight.runtime.parser import load
+from flyweight.runtime.parts import POOLERS
 from flyweight.techniques import TECHNIQUES, room
 from flyweight.techniques.room import Technique, technique
 
@@ -71,6 +72,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "static_int8": [
         {"n_messages": 32, "fallback": None},
+        {"n_messages": 32, "fallback": None, "integer_only": True},
         {"n_messages": 16, "fallback": None, "calibration": "min-max", "attention": False, "smooth": 0.5},
         {"n_messages": 40, "fallback": 1e-12, "calibration": "entropy", "embeddings": False},
         {"n_messages": 48, "fallback": None, "calibration": "average", "heads": False},
@@ -153,6 +155,14 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
     ],
     "static_int8": [
         *(
+            (
+                {"integer_only": True, "fallback": v},
+                "integer_only",
+                "allowed: only with attention, embeddings and heads true, and fallback none",
+            )
+            for v in (0.001, 0.5)
+        ),
+        *(
             ({"calibration": v}, "calibration", "allowed: min-max, average, p99.9, p99.99, mse, entropy")
             for v in ("kl", "minmax", None, 99.9, True)
         ),
@@ -192,8 +202,9 @@ PAIRS = [
     pytest.param(of, name, i, id=f"{of}-{name}-{i}")
     for of in VARIANTS
     for name, all_ in SETTINGS.items()
-    for i in range(len(all_))
+    for i, settings in enumerate(all_)
     if of == "plain" or (name, i) not in SLOW
+    if not (settings.get("integer_only") and VARIANTS[of].get("pooling", "mean") in POOLERS)  # these are refused
 ]
 Applied = Callable[[str, str, int], tuple[NLUModel, NLUModel, Path]]
 

@@ -83,7 +83,8 @@ class StaticInt8:
                 raise ConfigError(f"static_int8: {name} is {value!r}; allowed: none, or a number above 0 and below 1")
         if self.integer_only and not (self.attention and self.embeddings and self.heads and self.fallback is None):
             raise ConfigError(
-                "static_int8: integer_only leaves nothing out; allowed: attention, embeddings, heads true, fallback none"
+                "static_int8: integer_only is True; allowed: "
+                "only with attention, embeddings and heads true, and fallback none"
             )
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
