@@ -51,7 +51,9 @@ def test_readme_names_every_single_file() -> None:
         assert path.name in lower or f"`{path.name}`" in paragraph, path.name
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/data.md", "docs/bases.md", "docs/founding.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", *(f"docs/{page}.md" for page in ("cli", "data", "bases", "founding", "quantization"))]
+)
 def test_no_generated_part_is_empty(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     parts = re.findall(r"cog\.outl\(([^\n]+)\)\n\]\]\] -->\n(.*?)<!-- \[\[\[end\]\]\] -->", text, flags=re.DOTALL)

@@ -33,10 +33,10 @@ def test_the_loss_by_hand(pair: tuple[NLUModel, NLUModel], tiny_data: NLUData) -
     messages = tiny_data.train[:10]
     batch = collate(encode(student, messages), [3, 0, 7])
     soft = soft_labels_loss(teacher, student, messages, progress=False)(student, batch)
-    found = hidden_states_loss(teacher, student, messages, progress=False)(student, batch)
+    found = hidden_states_loss(teacher, student, messages)(student, batch)
     # Only the last states differ: h = 2 t, so mean |h - t|^2 / mean |t|^2 = 1.
     assert float(found - soft) == pytest.approx(1.0, rel=1e-5)
-    same = hidden_states_loss(teacher, teacher.copy(), messages, progress=False)
+    same = hidden_states_loss(teacher, teacher.copy(), messages)
     assert float(same(teacher, batch)) == pytest.approx(
         float(soft_labels_loss(teacher, teacher, messages, progress=False)(teacher, batch)), rel=1e-6
     )
@@ -53,7 +53,7 @@ def test_filling_counts_for_nothing(pair: tuple[NLUModel, NLUModel]) -> None:
     def hidden_part(messages: list[Message]) -> float:
         batch = collate(encode(student, messages), list(range(len(messages))))
         soft = soft_labels_loss(teacher, student, messages, progress=False)(student, batch)
-        return float(hidden_states_loss(teacher, student, messages, progress=False)(student, batch) - soft)
+        return float(hidden_states_loss(teacher, student, messages)(student, batch) - soft)
 
     twice, once = hidden_part([short, short]), hidden_part([short])
     assert twice == pytest.approx(once, rel=1e-4)
@@ -65,7 +65,7 @@ def test_the_teacher_reads_its_own_token_ids(tiny_data: NLUData, tiny_model: NLU
     """Within `fit` the student's ids are numbered anew: a student equal to its teacher still has nothing to learn."""
     teacher = variant(tiny_model, "plain")
     student = teacher.copy()
-    loss = hidden_states_loss(teacher, student, tiny_data.train, progress=False, soft=1.0)
+    loss = hidden_states_loss(teacher, student, tiny_data.train, soft=1.0)
     values: list[float] = []
 
     def recorded(model: NLUModel, batch: Batch) -> torch.Tensor:
@@ -84,7 +84,7 @@ def test_another_teacher_is_another_training(pair: tuple[NLUModel, NLUModel], ti
     teacher, student = pair
     messages = tiny_data.train[:4]
     names = {
-        hidden_states_loss(t, student, messages, progress=False, soft=s).__name__  # type: ignore[attr-defined]
+        hidden_states_loss(t, student, messages, soft=s).__name__  # type: ignore[attr-defined]
         for t in (teacher, student)
         for s in (0.8, 1.0)
     }
@@ -100,4 +100,4 @@ def test_a_teacher_of_another_shape_is_refused(tiny_model: NLUModel, tiny_data: 
         (other, "the teacher has 20 tokens at most, the model 40"),
     ):
         with pytest.raises(ConfigError, match=f"^{words}: their hidden states cannot be compared; learn its logits"):
-            hidden_states_loss(teacher, student, tiny_data.train, progress=False)
+            hidden_states_loss(teacher, student, tiny_data.train)

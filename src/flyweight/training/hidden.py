@@ -19,36 +19,30 @@ from torch import Tensor
 from flyweight.data.messages import Message
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel, pad
-from flyweight.training.logits import SoftLabels, soft_labels_loss
+from flyweight.training.logits import has_labels, soft_loss
 from flyweight.training.losses import Batch, Loss
 
 
 def hidden_states_loss(
-    teacher: NLUModel,
-    student: NLUModel,
-    messages: Sequence[Message],
-    progress: bool = True,
-    *,
-    temperature: float = 2.0,
-    soft: float = 0.8,
+    teacher: NLUModel, student: NLUModel, messages: Sequence[Message], *, temperature: float = 2.0, soft: float = 0.8
 ) -> Loss:
     """See the module; temperature and soft are those of soft_labels_loss. `messages`: those that `fit` will be given.
 
-    The teacher runs in every step, without gradient and dropout. Errors: ConfigError for a teacher of another shape.
+    The teacher runs in every step, without gradient and dropout, and gives its logits there too: nobody asks it before.
+    Errors: ConfigError for a teacher of another shape or with other labels.
     """
     check_same_shape(teacher, student)
-    return _HiddenStates(
-        teacher, soft_labels_loss(teacher, student, messages, progress, temperature=temperature, soft=soft), messages
-    )
+    return _HiddenStates(teacher, messages, temperature, soft)
 
 
 def check_same_shape(teacher: NLUModel, student: NLUModel) -> None:
-    """ConfigError unless both have the same token ids, number of layers and width."""
+    """ConfigError unless both have the same token ids, number of layers, width and labels."""
     for what, ours, theirs in (
         ("layers", len(student.encoder.layers), len(teacher.encoder.layers)),
         ("numbers a token", student.encoder.config.hidden, teacher.encoder.config.hidden),
         ("tokens at most", student.tokenizer.max_tokens, teacher.tokenizer.max_tokens),
         ("as tokenizer", student.tokenizer.sha256[:8], teacher.tokenizer.sha256[:8]),
+        ("labels", _digest(student), _digest(teacher)),
     ):
         if ours != theirs:
             raise ConfigError(
@@ -57,31 +51,45 @@ def check_same_shape(teacher: NLUModel, student: NLUModel) -> None:
             )
 
 
+def _digest(model: NLUModel) -> str:
+    """A short name of the labels."""
+    return hashlib.sha256(repr((model.labels.intents, model.labels.tags)).encode()).hexdigest()[:8]
+
+
 class _HiddenStates:
     """See hidden_states_loss."""
 
-    def __init__(self, teacher: NLUModel, soft_labels: SoftLabels, messages: Sequence[Message]):
-        self.teacher, self.soft_labels = teacher.copy().eval(), soft_labels
+    def __init__(self, teacher: NLUModel, messages: Sequence[Message], temperature: float, soft: float):
+        self.teacher, self.temperature, self.soft = teacher.copy().eval(), temperature, soft
         self.ids = [e.ids for e in self.teacher.tokenizer.encode_batch([m.text for m in messages])]
+        self.labelled = has_labels(messages)
         found = hashlib.sha256()
         for p in self.teacher.parameters():
             found.update(p.detach().cpu().numpy().tobytes())
         # `fit` knows an interrupted training by the name of its loss.
-        self.__name__ = f"hidden_states {found.hexdigest()} {soft_labels.__name__}"
+        self.__name__ = f"hidden_states {temperature} {soft} {found.hexdigest()}"
 
     def __call__(self, model: NLUModel, batch: Batch) -> Tensor:
+        """The loss of a batch."""
         mask = batch.mask
         states = model.encoder.hidden_states(batch.ids, mask)
-        loss = self.soft_labels.of(model, batch, model.intent_logits(states[-1], mask), states[-1])
-        for found, wanted in zip(states, self._wanted(batch), strict=True):
-            target = wanted[mask].float()  # (tokens, D)
-            loss = loss + (found[mask].float() - target).square().mean() / target.square().mean()
+        targets, intents, tags = self._wanted(batch)
+        logits, labelled = model.intent_logits(states[-1], mask), self.labelled[batch.rows.cpu()]
+        wanted = intents, tags
+        loss = soft_loss(model, batch, logits, states[-1], wanted, labelled, self.temperature, self.soft)
+        for found, target in zip(states, targets, strict=True):
+            t = target[mask].float()  # (tokens, D)
+            loss = loss + (found[mask].float() - t).square().mean() / t.square().mean()
         return loss
 
     @torch.no_grad()
-    def _wanted(self, batch: Batch) -> list[Tensor]:
-        """The teacher's hidden states; it reads its own token ids, since `fit` numbers the student's anew."""
+    def _wanted(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """The teacher's hidden states and logits. It reads its own ids, since `fit` numbers the student's anew."""
         device = batch.ids.device
         self.teacher.to(device)
         ids, mask = pad([self.ids[i] for i in batch.rows.tolist()])
-        return self.teacher.encoder.hidden_states(ids.to(device), mask.to(device))
+        states = self.teacher.encoder.hidden_states(ids.to(device), mask.to(device))
+        intents = self.teacher.intent_logits(states[-1], mask.to(device)).float()
+        if self.teacher.tag_head is None:
+            return states, intents, None
+        return states, intents, self.teacher.tag_head(states[-1].flatten(0, 1)[batch.tag_at]).float()

@@ -196,15 +196,11 @@ def soft_labels_loss(
             torch.from_numpy(_aligned(e.words, t, teacher.labels, student.labels))
             for e, t in zip(encoded, taught, strict=True)
         ]
-    labelled = torch.tensor([m.intent is not None or bool(m.entities) for m in messages])
-    return SoftLabels(intents, tags, labelled, temperature, soft)
+    return SoftLabels(intents, tags, has_labels(messages), temperature, soft)
 
 
 class SoftLabels:
-    """See soft_labels_loss. intents (N, C); tags: N of (W, n_tags), NaN where the teacher saw no such word.
-
-    labelled (N,) bool: a message without intent and entities is plain text, whose words have no hard tags, not even O.
-    """
+    """See soft_labels_loss. intents (N, C); tags: N of (W, n_tags), NaN for words it did not see; labelled (N,)."""
 
     def __init__(self, intents: Tensor, tags: list[Tensor] | None, labelled: Tensor, temperature: float, soft: float):
         self.intents, self.tags, self.labelled = intents, tags, labelled
@@ -221,19 +217,10 @@ class SoftLabels:
 
     def of(self, model: NLUModel, batch: Batch, logits: Tensor, hidden: Tensor) -> Tensor:
         """The loss of a forward pass already made: intent logits (B, C), hidden states (B, T, D)."""
-        rows, T = batch.rows.cpu(), self.temperature
-        loss = _kl(self.intents[rows].to(logits.device), logits, T)
-        if self.tags is not None and model.tag_head is not None and len(batch.tags):
-            wanted = torch.cat([self.tags[i] for i in rows.tolist()]).to(logits.device)  # (N, n_tags)
-            seen = ~wanted.isnan().any(dim=1)
-            words = F.dropout(hidden.flatten(0, 1)[batch.tag_at], model.dropout, model.training)
-            if seen.any():
-                loss = loss + _kl(wanted[seen], model.tag_head(words)[seen], T)
-        if self.soft == 1.0:
-            return loss
-        hard = self.labelled[rows].to(logits.device)[batch.tag_at // batch.ids.shape[1]]  # (N,)
-        known = replace(batch, tag_at=batch.tag_at[hard], tags=batch.tags[hard])
-        return self.soft * loss + (1 - self.soft) * heads_loss(model, known, logits, hidden)
+        rows = batch.rows.cpu()
+        tags = None if self.tags is None else torch.cat([self.tags[i] for i in rows.tolist()])
+        wanted = self.intents[rows], tags
+        return soft_loss(model, batch, logits, hidden, wanted, self.labelled[rows], self.temperature, self.soft)
 
     def agreement(self, rows: Sequence[Logits]) -> float:
         """Minus the mean KL(teacher || student) of an intent, minus that of a tag; in nats, 0 where they are equal.
@@ -248,6 +235,41 @@ class SoftLabels:
             if seen.any():
                 found = found + _kl(wanted[seen], torch.from_numpy(np.concatenate(tags))[seen], 1.0)
         return -float(found)
+
+
+def soft_loss(
+    model: NLUModel,
+    batch: Batch,
+    logits: Tensor,
+    hidden: Tensor,
+    wanted: tuple[Tensor, Tensor | None],
+    labelled: Tensor,
+    temperature: float,
+    soft: float,
+) -> Tensor:
+    """The formula of `soft_labels_loss` for a batch.
+
+    logits (B, C), hidden (B, T, D): the student's; wanted: the teacher's intent logits (B, C), and tag logits
+    (N, n_tags) of the words at batch.tag_at, NaN where it saw none, or None; labelled (B,) bool: has hard labels.
+    """
+    intents, tags = wanted
+    loss = _kl(intents.to(logits.device), logits, temperature)
+    if tags is not None and model.tag_head is not None and len(batch.tags):
+        tags = tags.to(logits.device)
+        seen = ~tags.isnan().any(dim=1)
+        words = F.dropout(hidden.flatten(0, 1)[batch.tag_at], model.dropout, model.training)
+        if seen.any():
+            loss = loss + _kl(tags[seen], model.tag_head(words)[seen], temperature)
+    if soft == 1.0:
+        return loss
+    hard = labelled.to(logits.device)[batch.tag_at // batch.ids.shape[1]]  # (N,)
+    known = replace(batch, tag_at=batch.tag_at[hard], tags=batch.tags[hard])
+    return soft * loss + (1 - soft) * heads_loss(model, known, logits, hidden)
+
+
+def has_labels(messages: Sequence[Message]) -> Tensor:
+    """(N,) bool: a message without intent and entities is plain text, whose words have no hard tags, not even O."""
+    return torch.tensor([m.intent is not None or bool(m.entities) for m in messages])
 
 
 def _kl(wanted: Tensor, found: Tensor, T: float) -> Tensor:

@@ -47,7 +47,7 @@ def fit_quantized(
         validation = tuple(m for m in validation if m.intent is None or m.intent in model.labels.intents)
         score = soft_labels_loss(teacher, model, validation, progress).agreement if validation else None
     if distil == "hidden":
-        loss = hidden_states_loss(teacher, model, train, progress)
+        loss = hidden_states_loss(teacher, model, train)
     elif distil == "logits":
         loss = soft_labels_loss(teacher, model, train, progress)
     if tokens is not None:
