@@ -198,7 +198,7 @@ def test_every_matrix_is_handed_over(
     distances = np.concatenate([table[-1], table[0, 1:]])  # key - query from -(n - 1) to n - 1
     assert config["buckets"].tolist() == distances.tolist()
     assert {k: v for k, v in config.items() if k != "buckets"} == {
-        "hidden": 28, "head_size": 7, "embedding": 0, "vocab_size": model.encoder.config.vocab_size,
+        "hidden": 28, "head_size": 7, "embedding": 0, "integer_only": False, "vocab_size": model.encoder.config.vocab_size,
         "max_positions": 40, "activation": "gelu", "norm_eps": 1e-12, "heads": [3, 0, 2], "ffn": [37, 21, 21],
         "pooling": "mean", "n_intents": 4, "n_tags": 9,
     }  # fmt: skip
