@@ -32,9 +32,11 @@ def results_table() -> str:
         return ", ".join(sorted({run["rows"][row]["engine"] for run in found["runs"]}))
 
     for run in found["runs"]:
-        if run["seed"] != seed:
+        if run["seed"] != seed or run["base"] != "minilm":
             continue
         for i, row in enumerate(run["rows"]):
+            if row["name"] not in ("teacher fp32", *SHOWN, "TF-IDF + SVM"):
+                continue
             q = row["quality"]
             has_spans = row["tags_entities"] and q["n_gold_spans"] + q["n_predicted_spans"] > 0
             size = row["size_bytes"] or (run["teacher_bytes"] if i == 0 else None)
@@ -98,19 +100,23 @@ def engine_table() -> str:
     return "\n".join(lines)
 
 
+METRICS = {"intent_macro_f1": "macro-F1", "intent_accuracy": "accuracy", "span_f1": "span F1"}
+SHOWN = ("int8", "static int8", "4-bit codes, GPTQ", "mixed 3 bits, trained", "2-bit trained codes")  # of the recipes
+
+
 def losses_table() -> str:
-    """Loss of each file against its teacher, with interval and verdict."""
+    """Loss of each recipe against its MiniLM teacher: a line a recipe, a column a set and metric, with the verdict."""
     found = json.loads((RESULTS / "real_data.json").read_text(encoding="utf-8"))
-    lines = [
-        "| data | file | metric | seeds | teacher | file | loss | 95% interval | bound | |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    for x in found["losses"]:
-        lines.append(
-            f"| {TITLES[x['set']]} | {x['file']} | {x['metric']} | {x['seeds']} | {x['parent']:.4f} | {x['child']:.4f} "
-            f"| {x['loss_percent']:+.2f}% | {x['low_percent']:+.2f} to {x['high_percent']:+.2f} "
-            f"| {x['bound_percent']}% | {x['verdict']} |"
-        )
+    cells = {(x["file"], x["set"], x["metric"]): x for x in found["losses"] if x["base"] == "minilm"}
+    columns = list(dict.fromkeys((name, metric) for _, name, metric in cells))
+    heads = " | ".join(f"{TITLES[name]} {METRICS[metric]}" for name, metric in columns)
+    lines = [f"| recipe, bound | {heads} |", f"|---|{'--:|' * len(columns)}"]
+    for label in SHOWN:
+        row = [cells.get((label, *column)) for column in columns]
+        bounds = [x["bound_percent"] for x in row if x]
+        if bounds:
+            shown = [f"{x['loss_percent']:+.2f}% {x['verdict']} ({x['seeds']})" if x else "-" for x in row]
+            lines.append(f"| {label}, {bounds[0]}% | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
