@@ -101,8 +101,8 @@ def test_a_span_score_of_nothing_found_is_shown(tmp_path: Path, monkeypatch: pyt
 
     rows = [row("dead", "numpy", 5, 0), row("svm", "scikit-learn", 5, 0), row("none", "numpy", 0, 0)]
     rows += [row("loud", "numpy", 0, 2), row("headless", "numpy", 5, 0) | {"tags_entities": False}]
-    run = {"set": "atis", "seed": 0, "rows": rows, "teacher_bytes": 1, "messages": {"test": 9}}
-    (tmp_path / "real_data.json").write_text(json.dumps({"runs": [run], "machine": {"cpu": "x"}}))
+    run = {"set": "atis", "base": "minilm", "seed": 0, "rows": rows, "teacher_bytes": 1, "messages": {"test": 9}}
+    (tmp_path / "real_data.json").write_text(json.dumps({"runs": [run], "losses": [], "machine": {"cpu": "x"}}))
     monkeypatch.setattr(generate, "RESULTS", tmp_path)
     cells = [line.split(" | ") for line in generate.results_table().splitlines()[2:7]]
     assert [(c[1], c[4]) for c in cells] == [
