@@ -138,7 +138,8 @@ def decoded(given: dict[str, Any]) -> np.ndarray:
     return Codes(codes, given["table"], given["scale"]).dense()
 
 
-FIELDS = {"form", "rows", "columns", "activations", "data", "table", "scale", "shift", "bits", "bias"}
+FIELDS = {"form", "rows", "columns", "activations", "data", "table", "scale", "shift", "bits", "bias",
+          "input_scale", "output_scales"}  # fmt: skip
 PACKINGS: dict[str, Any] = {
     "float": lambda w: None,
     "int8 row": int8_rows,
@@ -175,6 +176,7 @@ def test_every_matrix_is_handed_over(
     for name, module, _ in model.matrices():
         given = matrices[name]
         assert set(given) == FIELDS
+        assert given["input_scale"] is None and given["output_scales"] is None
         looked_up = name.startswith("embeddings")
         assert np.array_equal(decoded(given | {"looked_up": looked_up}), module.weight.detach().numpy()), name
         assert (given["rows"], given["columns"]) == tuple(module.weight.shape)
