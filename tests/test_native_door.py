@@ -176,7 +176,8 @@ def test_every_matrix_is_handed_over(
     for name, module, _ in model.matrices():
         given = matrices[name]
         assert set(given) == FIELDS
-        assert given["input_scale"] is None and given["output_scales"] is None
+        assert given["input_scale"] is None
+        assert given["output_scales"] is None
         looked_up = name.startswith("embeddings")
         assert np.array_equal(decoded(given | {"looked_up": looked_up}), module.weight.detach().numpy()), name
         assert (given["rows"], given["columns"]) == tuple(module.weight.shape)
@@ -200,8 +201,8 @@ def test_every_matrix_is_handed_over(
     distances = np.concatenate([table[-1], table[0, 1:]])  # key - query from -(n - 1) to n - 1
     assert config["buckets"].tolist() == distances.tolist()
     assert {k: v for k, v in config.items() if k != "buckets"} == {
-        "hidden": 28, "head_size": 7, "embedding": 0, "integer_only": False, "vocab_size": model.encoder.config.vocab_size,
-        "max_positions": 40, "activation": "gelu", "norm_eps": 1e-12, "heads": [3, 0, 2], "ffn": [37, 21, 21],
+        "hidden": 28, "head_size": 7, "embedding": 0, "integer_only": False, "max_positions": 40,
+        "vocab_size": model.encoder.config.vocab_size, "activation": "gelu", "norm_eps": 1e-12, "heads": [3, 0, 2], "ffn": [37, 21, 21],
         "pooling": "mean", "n_intents": 4, "n_tags": 9,
     }  # fmt: skip
 
