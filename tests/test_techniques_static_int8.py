@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from random_models import all_logits, quiet_run, random_model
+from random_models import all_logits, quiet_run, random_model, rms_gap
 
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
+from flyweight.export.fly import save
 from flyweight.forms import Int8 as Int8Form
 from flyweight.model.linear import Linear, computes, set_computes
 from flyweight.model.nlu import NLUModel
+from flyweight.recipe import compress
+from flyweight.runtime.parser import load
 from flyweight.runtime.reference import rms_difference
 from flyweight.techniques import static_int8
 from flyweight.techniques.codebook import Codebook
+from flyweight.techniques.gptq import GPTQ
 from flyweight.techniques.int8 import Int8
+from flyweight.techniques.mixed_precision import MixedPrecision
 from flyweight.techniques.static_int8 import StaticInt8, chosen_messages, smooth, smoothing
 from flyweight.training.calibration import CALIBRATIONS, observe
 
@@ -220,3 +226,51 @@ def test_what_is_not_static_stays_as_it_was(tiny_data: NLUData, tiny_model: NLUM
     found = {n: m.activations for n, m in linears(child).items()}
     assert found.pop("layers.0.ffn.up") == "float"
     assert set(found.values()) == {"int8"}
+
+
+# what comes after ---------------------------------------------------------------------------------------------------
+
+# int8, codes with int8 centres, float centres, parts only, and the room that starts from floats
+AFTER: list[Any] = [
+    Int8(),
+    Int8(granularity="matrix", heads=False, embeddings=False),
+    Codebook(encoder=4, embeddings=3, heads=4),
+    Codebook(encoder=4, embeddings=None, heads=None, activations="float"),
+    Codebook(encoder=None, embeddings=3, heads=None),
+    Codebook(encoder=4, embeddings=None, heads=4, sensitivity="fisher"),
+    GPTQ(encoder=4, embeddings=3, heads=16, n_messages=20),
+    MixedPrecision(max_average_bits=4, messages=5, rounding="nearest"),
+]
+
+
+@pytest.mark.parametrize("integer_only", [False, True])
+@pytest.mark.parametrize("second", AFTER)
+def test_the_next_room_takes_the_steps_of_what_it_packs(
+    second: Any, integer_only: bool, tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path
+) -> None:
+    """Its file answers like its model; static stays what it left alone, and the receipt counts what it took."""
+    model = random_model(tiny_model)
+    first = StaticInt8(n_messages=20, fallback=None, integer_only=integer_only)
+    child = compress(model, tiny_data, [first, second], measure=False, progress=False)
+    nlu = load(save(child, tmp_path / "bot.fly"))  # refused where a block differs
+    assert rms_gap(nlu, child, [m.text for m in tiny_data.test]) <= nlu.check_golden().tolerance
+    assert not child.encoder.config.integer_only
+    first_model = first.apply(model, quiet_run(tiny_data, model))
+    parts = {"encoder": second.encoder, "heads": second.heads} if isinstance(second, (Codebook, GPTQ)) else {}
+    if isinstance(second, Int8):
+        parts = {"encoder": True, "heads": second.heads or None}
+    repacked = {n for n, m, p in child.matrices() if isinstance(m, Linear) and parts.get(p, True) is not None}
+    before = linears(first_model)
+    for name, module in linears(child).items():
+        if name in repacked:
+            assert module.activations in ("int8", "float")
+            assert (module.input_scale, module.output_scales) == (None, None)
+        else:
+            assert computes(module) == computes(before[name])
+    taken = child.card.steps[-1]["repacked"]
+    assert taken >= len(repacked)
+    assert taken - len(repacked) == sum(
+        b.form.bits != a.form.bits
+        for (_, a, p), (_, b, _) in zip(first_model.matrices(), child.matrices(), strict=True)
+        if p == "embeddings" and not isinstance(a, Linear)
+    )

@@ -21,6 +21,7 @@ from flyweight.forms import Form
 from flyweight.measure.latency import compare, ratio, single_thread
 from flyweight.measure.memory import disk_bytes, peak_rss_mb
 from flyweight.measure.quality import Quality, ask, evaluate_answers
+from flyweight.model.linear import computes
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.runtime.parser import load
@@ -37,8 +38,8 @@ class Receipt:
     """What one technique did, measured on the exported file and the validation messages.
 
     bits: of a weight in each matrix, without tables and scales (32: float);
-    repacked: matrices that an earlier technique had packed and this one packed in another form or number of bits, so
-    that the earlier choice is gone (training packed weights further is none);
+    repacked: matrices that an earlier technique had packed and this one packed in another form or number of bits, or
+    without their static steps, so that the earlier choice is gone (training packed weights further is none);
     n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
     `engine` names what executed the file: the native engine and its level, or numpy. `part` says what quality was
@@ -120,7 +121,8 @@ def compress(
     """Apply techniques in order; the temperature is fitted again after each. Returns a new model.
 
     Receipts lie in `model.card.steps`, one a technique, and travel into the .fly file. measure=False leaves out their
-    quality and latency. Errors: ConfigError, ParityError (a step's file does not answer like its model).
+    quality and latency. folder: checkpoints and caches; after an interruption the same call goes on from there. Remove it
+    once the result is saved. Errors: ConfigError, DataError, ParityError (a step's file does not answer like its model).
     """
     if type(recipe) in TECHNIQUES.values():
         raise ConfigError(f"one technique, {recipe!r}, is no recipe; give a list: [{recipe!r}]")
@@ -207,9 +209,15 @@ def make_receipt(
 
 
 def _repacked(before: NLUModel, after: NLUModel) -> int:
-    """Number of matrices that were packed and now have another form, granularity or number of bits."""
-    pairs = [(a.form, b.form) for (_, a, _), (_, b, _) in zip(before.matrices(), after.matrices(), strict=True)]
-    return sum(a is not None and (b is None or _kind(a) != _kind(b)) for a, b in pairs)
+    """Number of matrices that were packed and now have another form, granularity, number of bits, or no static steps.
+
+    Static steps are those of the input and, of an attention, those of Q, K and V.
+    """
+    found = 0
+    for (_, a, _), (_, b, _) in zip(before.matrices(), after.matrices(), strict=True):
+        lost = computes(a).keys() - computes(b).keys()
+        found += a.form is not None and (b.form is None or _kind(a.form) != _kind(b.form) or bool(lost))
+    return found
 
 
 def _kind(form: Form) -> tuple[Any, ...]:

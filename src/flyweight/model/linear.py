@@ -95,7 +95,7 @@ class Linear(nn.Module):
             x = self.input_quantizer(x)
         elif self.activations == "int8":
             x = quantize_activations(x)
-        elif self.input_scale is not None:
+        elif self.activations == "static" and self.input_scale is not None:
             x = quantize_static(x, self.input_scale)
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
         return F.linear(x, weight, self.bias)
@@ -125,11 +125,11 @@ Matrix = Linear | Embedding
 
 
 def set_form(module: Matrix, form: Form, activations: Activations = "float") -> None:
-    """Make the module compute with what `form` decodes to; scales of static activations are set by hand."""
+    """Make the module compute with what `form` decodes to, without static steps: those are set after this."""
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(form.dense()))
     module.form = form
-    module.activations = activations
+    set_computes(module, {"activations": activations})
 
 
 def computes(module: Matrix) -> dict[str, Any]:

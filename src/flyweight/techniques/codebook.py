@@ -17,7 +17,7 @@ Sources: Han et al. 2015, arXiv:1510.00149; Cheong & Daniel 2019; Fisher: Kim et
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -76,6 +76,8 @@ class Codebook:
         model = model.copy()
         counts = {"encoder": self.encoder, "embeddings": self.embeddings, "heads": self.heads}
         chosen = [(name, module, k) for name, module, part in model.matrices() if (k := counts[part]) is not None]
+        if chosen:  # an integer_only encoder is static throughout
+            model.encoder.config = replace(model.encoder.config, integer_only=False)
         fisher: dict[str, np.ndarray] = {}
         if self.sensitivity == "fisher":
             linear = {name: module for name, module, _ in chosen if isinstance(module, Linear)}

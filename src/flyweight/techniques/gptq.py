@@ -15,7 +15,7 @@ Sources: Frantar et al. 2022, GPTQ, arXiv:2210.17323; Frantar & Alistarh 2022, O
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -71,6 +71,8 @@ class GPTQ:
         model.eval()
         counts = {"encoder": self.encoder, "embeddings": self.embeddings, "heads": self.heads}
         chosen = {name: (module, k) for name, module, part in model.matrices() if (k := counts[part]) is not None}
+        if chosen:  # an integer_only encoder is static throughout
+            model.encoder.config = replace(model.encoder.config, integer_only=False)
         with bar("gptq", len(chosen), show=run.progress) as advance:
             for module, k in chosen.values():
                 if isinstance(module, Embedding):

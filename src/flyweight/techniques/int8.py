@@ -11,7 +11,7 @@ Sources: Bhandare et al. 2019, arXiv:1906.00532 (rows, dynamic activations); sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from flyweight.forms.int8 import int8_matrix, int8_rows
@@ -40,8 +40,9 @@ class Int8:
         check_choice("int8", "heads", self.heads, (True, False))
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
-        """A copy with packed matrices. Costs a second; weights already packed are packed anew."""
+        """A copy with packed matrices. Costs a second; weights already packed are packed anew, static steps go."""
         model = model.copy()
+        model.encoder.config = replace(model.encoder.config, integer_only=False)
         quantize = int8_rows if self.granularity == "row" else int8_matrix
         wanted = {"encoder": True, "embeddings": self.embeddings, "heads": self.heads}
         for _, module, part in model.matrices():
