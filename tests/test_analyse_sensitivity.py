@@ -185,3 +185,35 @@ def test_numbers_in_the_picture() -> None:
         "0",
         "0",
     ]
+
+
+def test_lines_that_are_no_cells_are_measured_again(
+    planted: NLUModel, tiny_data: NLUData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {"heads.intent": ("heads.intent",), "heads.tags": ("heads.tags",)}
+
+    def run() -> Sensitivity:
+        return sensitivity(planted, tiny_data.validation, parts=parts, bits=(2,), folder=tmp_path, progress=False)
+
+    wanted = run()
+    [file] = tmp_path.iterdir()
+    first, second = file.read_text().splitlines()
+    numbers = second.replace('"n_flips": ', '"n_flips": "a", "was": ')
+    foreign = ['{"foo": 1}', "5", "null", "[]", "no json", numbers, json.dumps(json.loads(first) | {"part": ["x"]})]
+    file.write_bytes("\n".join([*foreign, first]).encode() + b"\n\xff\n")
+    measure, asked = Measured.cell, []
+
+    def counted(self: Measured, part: str, bits: int, forms: dict[str, Form]) -> Cell:
+        asked.append(part)
+        return measure(self, part, bits, forms)
+
+    monkeypatch.setattr(Measured, "cell", counted)
+    assert run() == wanted
+    assert asked == ["heads.tags"]
+
+
+def test_widths_are_those_that_a_room_would_write(planted: NLUModel) -> None:
+    """A table a row up to 64 centres; 128 share one of the matrix; the last is codebook's own."""
+    matrix = planted.encoder.layers[0].ffn.up  # 37 rows
+    tables = {bits: few_bits("m", matrix, bits).arrays()["table"].shape for bits in (1, 6, 7)}
+    assert tables == {1: (37, 2), 6: (37, 64), 7: (1, 128)}

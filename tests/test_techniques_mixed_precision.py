@@ -176,6 +176,13 @@ def test_milliseconds_are_measured_once(
     assert found.of("layers.1.ffn.up", modules["layers.1.ffn.up"], 2) == found.per_weight["ffn.up"][2] * 64 * 64
     assert found.of("layers.1.ffn.up", modules["layers.1.ffn.up"], 3) == 0  # multiplied as int8
     assert found.of("embeddings.words", modules["embeddings.words"], 1) == 0
+    whole = file.read_text()
+    for spoiled in ("", whole[:-20], "[]", '{"int8_ms": 1.0, "per_weight": {}}', whole.replace("ffn.up", "ffn.on")):
+        file.write_text(spoiled)
+        with monkeypatch.context() as patch:
+            patch.setattr(costs, "_measure", lambda *_: found)
+            assert milliseconds(parent, texts, (8, 4, 3, 2, 1), str(tmp_path), progress=False) is found
+        assert [p.read_text() for p in tmp_path.iterdir()] == [whole]
     monkeypatch.setattr(costs, "_measure", None)
     assert milliseconds(parent, texts, (8, 4, 3, 2, 1), str(tmp_path), progress=False) == found
     with pytest.raises(TypeError):  # messages of other lengths would be measured

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -93,15 +94,27 @@ def milliseconds(
     key = [facts["cpu"], facts["engine"]["level"], model.encoder.config.to_dict(), lengths, list(bits)]
     name = f"milliseconds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
     path = None if folder is None else Path(folder) / name
-    if path is not None and path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        per_weight = {kind: {int(b): ms for b, ms in row.items()} for kind, row in kept["per_weight"].items()}
-        return Milliseconds(kept["int8_ms"], per_weight)
-    found = _measure(model, texts, [b for b in bits if b in PLANES], progress)
+    timed = [b for b in bits if b in PLANES]
+    if path is not None and (kept := _kept(path, timed)) is not None:
+        return kept
+    found = _measure(model, texts, timed, progress)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        unfinished.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
+        unfinished.replace(path)
     return found
+
+
+def _kept(path: Path, bits: Sequence[int]) -> Milliseconds | None:
+    """What the file holds; None where it is missing or holds something else: it is measured again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = {kind: {b: found["per_weight"][kind][str(b)] for b in bits} for kind in KINDS}
+        numbers = [found["int8_ms"], *(ms for row in rows.values() for ms in row.values())]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return Milliseconds(numbers[0], rows) if all(type(x) is float for x in numbers) else None
 
 
 def _measure(model: NLUModel, texts: Sequence[str], bits: Sequence[int], progress: bool) -> Milliseconds:

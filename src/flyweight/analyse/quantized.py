@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from flyweight.forms import Form
-from flyweight.forms.codes import codes_from_centres
 from flyweight.forms.int8 import int8_rows
-from flyweight.forms.kmeans import centres
+from flyweight.forms.kmeans import kmeans_codes
 from flyweight.model.linear import Embedding, Matrix, set_form
 from flyweight.model.nlu import NLUModel
 
@@ -19,11 +16,11 @@ Quantizer = Callable[[str, Matrix, int], Form]  # (name, float matrix, bits) -> 
 
 
 def few_bits(name: str, module: Matrix, bits: int) -> Form:
-    """8: int8 rows; 1 to 7: k-means codes, a table of int8 centres a row."""
+    """8: int8 rows; 1 to 7: k-means codes, a table of int8 centres a row (7: of the matrix, as codebook has it)."""
     w = module.weight.detach().float().cpu().numpy()
     if bits == 8:
         return int8_rows(w)
-    return codes_from_centres(w, centres(w, 2**bits) if w.size else np.zeros((1, 2**bits)), integer=True)
+    return kmeans_codes(w, 2**bits, "row", integer=True)
 
 
 def set_bits(module: Matrix, form: Form) -> None:

@@ -148,7 +148,7 @@ def sensitivity(
             forms.prepare((name, b) for b in widths for name in names)
             for b in widths:
                 kept.add(measured.cell(part, b, forms.of(dict.fromkeys(names, b))))
-                advance(1, f"{part} at {b} bits")
+                advance(1, f"{part} at {b} bit{'s' * (b > 1)}")
     q = measured.quality
     return Sensitivity(
         identity=identity,
@@ -248,6 +248,18 @@ class Measured:
         return int(name.split(".")[1]) if name.startswith("layers.") else len(self.model.encoder.layers)
 
 
+def _cell(line: str) -> Cell | None:
+    """The cell of a line; None where it holds something else: it is measured again."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    kinds = {"part": str, "bits": int, "kl": float, "intent_macro_f1": float, "span_f1": float, "n_flips": int}
+    if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != kinds:
+        return None
+    return Cell(**found)
+
+
 class _Kept:
     """Cells in a file, one JSON line each, written as they are measured; without a path they are kept in memory."""
 
@@ -256,9 +268,9 @@ class _Kept:
         self.cells: dict[tuple[str, int], Cell] = {}
         if path is None or not path.is_file():
             return
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        for line in whole:
-            cell = Cell(**json.loads(line))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        for cell in filter(None, map(_cell, whole)):
             self.cells[cell.part, cell.bits] = cell
         path.write_text("".join(whole), encoding="utf-8")  # without the half line of an interrupted run
 
