@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_cases import Call, Place, cells_of
+from torch import Tensor
 
 from flyweight import demo as demo_module
 from flyweight.cli import show
@@ -19,7 +23,9 @@ from flyweight.model.nlu import NLUModel
 from flyweight.recipe import compress
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.int8 import Int8
-from flyweight.training.loop import TrainingSettings
+from flyweight.training import quantized
+from flyweight.training.loop import TrainingSettings, fit
+from flyweight.training.losses import Batch
 from flyweight.training.teacher import train
 
 
@@ -111,6 +117,37 @@ def test_compress_by_a_recipe_into_a_folder(place: Place, tmp_path: Path, call: 
     assert (tmp_path / "n.fly").stat().st_mtime_ns == made
     assert call(*again, "--overwrite").code == 0
     assert (tmp_path / "n.fly").stat().st_mtime_ns > made
+
+
+def test_an_interrupted_compression_goes_on(
+    place: Place, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second training: neither is made again, and nothing stays beside the file."""
+    n_steps = 2 * -(-len(load_data(place.csv).train) // TrainingSettings.batch_size)  # of an epoch each
+    calls = 0
+
+    def interrupting(*args: Any, loss: Any, **settings: Any) -> NLUModel:
+        def one(model: NLUModel, batch: Batch) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == n_steps // 2 + 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            found: Tensor = loss(model, batch)
+            return found
+
+        one.__name__ = loss.__name__
+        return fit(*args, loss=one, **settings)
+
+    monkeypatch.setattr(quantized, "fit", interrupting)
+    out = tmp_path / "m.fly"
+    command = ["compress", place.teacher, place.csv, "-t", "qat:epochs=1", "-t", "qat:epochs=1", "--out", out, "--json"]
+    assert call(*command).code == 130
+    assert calls == n_steps // 2 + 1
+    assert [p.name for p in tmp_path.iterdir()] == ["m.fly.work"]
+    done = call(*command)
+    assert done.code == 0, done.err
+    assert calls == n_steps
+    assert [p.name for p in tmp_path.iterdir()] == ["m.fly"]
 
 
 def test_demo(tiny_data: NLUData, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from random_models import all_logits, same_bits, variant
 
-from flyweight.data.messages import NLUData
-from flyweight.errors import ConfigError
+from flyweight.data.messages import Entity, Message, NLUData
+from flyweight.errors import ConfigError, DataError
 from flyweight.forms.int8 import int8_matrix
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel
@@ -93,7 +93,43 @@ def test_interrupted_and_resumed_is_uninterrupted(
     n_steps = math.ceil(len(taught_data(tiny_data, step.distil, 0).train) / TrainingSettings.batch_size)
     assert calls == 2 * n_steps  # 2 epochs: no step was made twice
     assert same_bits(found, whole, [m.text for m in tiny_data.messages])
-    assert not list(tmp_path.iterdir())  # the checkpoint is gone once the result is packed
+    again = step.apply(parent, run_of(tiny_data, parent, tmp_path))
+    assert calls == 2 * n_steps  # a finished training is not made again, until its caller removes the folder
+    assert same_bits(again, whole, [m.text for m in tiny_data.messages])
+
+
+def test_other_messages_in_the_same_folder_are_another_training(
+    tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path
+) -> None:
+    parent, step = variant(tiny_model, "plain"), QAT(epochs=1)
+    fewer = NLUData(tiny_data.train[:20], tiny_data.validation, ())
+    step.apply(parent, run_of(tiny_data, parent, tmp_path))
+    found = step.apply(parent, run_of(fewer, parent, tmp_path))
+    assert same_bits(found, step.apply(parent, run_of(fewer, parent)), [m.text for m in tiny_data.messages])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_messages_without_labels_teach_no_labels() -> None:
+    plain, tagged, named = Message("hi"), Message("to Rome", None, (Entity(3, 7, "city"),)), Message("bye", "leave")
+    data = NLUData((plain, tagged, named), (named, plain), (plain,))
+    found = taught_data(data, None, 0)
+    assert found.parts == {"train": (tagged, named), "validation": (named,), "test": (plain,)}
+    assert set(data.train) < set(taught_data(data, "logits", 0).train)
+    assert taught_data(data, None, 0, lambda model, batch: torch.zeros(())).train == data.train
+    tagger = NLUData((plain, tagged), (plain,), ())  # no message has an intent: none has an entity to say so
+    assert taught_data(tagger, None, 0) == tagger
+
+
+@pytest.mark.parametrize("room", [TrainedCodes, QAT])
+@pytest.mark.parametrize("distil", [None, "logits", "hidden"])
+def test_nothing_to_learn_from_is_one_line(room: Any, distil: Any, tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    nothing = NLUData((), tiny_data.validation, ())
+    with pytest.raises(DataError, match=r"^no training messages; training needs at least one, labelled or not$"):
+        room(distil=distil).apply(tiny_model, run_of(nothing, tiny_model))
+    if distil is None:
+        plain = NLUData((Message("hi"), Message("bye")), tiny_data.validation, ())
+        with pytest.raises(DataError, match=r"^none of the 2 training messages has a label; .*distil=logits or hidden"):
+            room(distil=distil).apply(tiny_model, run_of(plain, tiny_model))
 
 
 def test_the_founding_loop_by_hand(tiny_data: NLUData, tiny_model: NLUModel) -> None:

@@ -60,7 +60,9 @@ def test_every_matrix_keeps_its_bits_and_is_what_was_simulated(
         return pack_quantized(model)
 
     monkeypatch.setattr(quantized, "pack_quantized", watched)
-    child = TrainedCodes(**KEPT, epochs=2).apply(parent, quiet_run(tiny_data, teacher))
+    packed = {part for _, m, part in parent.matrices() if m.form is not None}
+    kept: dict[str, Any] = {part: "kept" if part in packed else None for part in KEPT}
+    child = TrainedCodes(**kept, epochs=2).apply(parent, quiet_run(tiny_data, teacher))
     assert not any(isinstance(m, Quantizer) for m in child.modules())
     assert all(np.array_equal(a, b) for a, b in zip(simulated[0], all_logits(child, texts), strict=True))
     for (matrix, a, _), (_, b, _) in zip(parent.matrices(), child.matrices(), strict=True):
@@ -100,9 +102,13 @@ def test_weights_start_from_the_float_model_unless_it_was_trained_meanwhile(
 
 
 def test_bits_of_a_float_model_cannot_be_kept(tiny_data: NLUData, tiny_model: NLUModel) -> None:
-    wanted = "^trained_codes: bits are to be kept, but no matrix of the model is packed; apply mixed_precision, .*"
-    with pytest.raises(ConfigError, match=wanted):
-        TrainedCodes(encoder="kept", embeddings=None, heads="kept").apply(tiny_model, quiet_run(tiny_data, tiny_model))
+    run = quiet_run(tiny_data, tiny_model)
+    wanted = "^trained_codes: {} is kept, but no matrix of that part is packed; apply mixed_precision, .*"
+    with pytest.raises(ConfigError, match=wanted.format("encoder")):
+        TrainedCodes(encoder="kept").apply(tiny_model, run)  # the defaults pack the other parts
+    packed = Codebook(encoder=4, embeddings=None).apply(tiny_model, run)
+    with pytest.raises(ConfigError, match=wanted.format("embeddings")):
+        TrainedCodes(**KEPT).apply(packed, run)
 
 
 def test_a_receipt_counts_no_kept_matrix_as_packed_anew(tiny_data: NLUData, tiny_model: NLUModel) -> None:

@@ -121,8 +121,9 @@ def compress(
     """Apply techniques in order; the temperature is fitted again after each. Returns a new model.
 
     Receipts lie in `model.card.steps`, one a technique, and travel into the .fly file. measure=False leaves out their
-    quality and latency. folder: checkpoints and caches; after an interruption the same call goes on from there. Remove it
-    once the result is saved. Errors: ConfigError, DataError, ParityError (a step's file does not answer like its model).
+    quality and latency. folder: checkpoints and caches; after an interruption the same call goes on from there. Remove
+    it once the result is saved. Errors: ConfigError, DataError, ParityError (a step's file does not answer like its
+    model).
     """
     if type(recipe) in TECHNIQUES.values():
         raise ConfigError(f"one technique, {recipe!r}, is no recipe; give a list: [{recipe!r}]")

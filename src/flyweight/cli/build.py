@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -116,7 +117,9 @@ def compress(
     overwrite: show.Overwrite = False,
     as_json: show.Json = False,
 ) -> None:
-    """Apply techniques, measure each step on the written file, and export.
+    """Apply techniques, measure each step on the written file, and export. Ctrl-C is safe: the same command goes on.
+
+    Meanwhile trainings and measurements are kept in a folder beside --out, named like it with .work.
 
     [bold]Examples[/bold]
 
@@ -138,8 +141,10 @@ def compress(
     teacher = NLUModel.load(model)
     split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
-    small = run(teacher, found, steps, seed=seed)
+    work = Path(f"{out.resolve()}.work")
+    small = run(teacher, found, steps, seed=seed, folder=work)
     written = save(small, out)
+    shutil.rmtree(work, ignore_errors=True)  # only now: until the file is written, a training is worth keeping
     made = small.card.steps[-len(steps.techniques) :]
     if as_json:
         show.print_json({"file": str(written), "receipts": made})

@@ -5,11 +5,13 @@
     3. update the float weights                                        W = W - step(dL/dW)
     4. repeat 1 to 3; at the end quantize for good
 
-`granularity="matrix", activations="float"` is the founding text's loop exactly: W8 = W / scale + shift, one scale and
-shift a matrix, nothing else quantized. activations="dynamic" also goes forward with int8 activations of each token's
-own step, "static" with one step a matrix (and one each of Q, K and V: attention is computed in int8 too), switched on
-after a delay, when ranges have settled (Jacob). Embeddings are int8 rows.
-ranges="lsq" learns the steps of weights and of static activations:
+`granularity="matrix", activations="float"` is the founding text's loop: W8 = W / scale + shift, one scale and shift a
+matrix, activations as they are. activations="dynamic" also goes forward with int8 activations of each token's own
+step, "static" with one step a matrix (and one each of Q, K and V: attention is computed in int8 too), switched on after
+a delay, when ranges have settled (Jacob). Embeddings are int8 rows with a symmetric scale each whatever the rest, in
+the founding loop too, unless embeddings=False.
+ranges="lsq" learns the steps of weights (symmetric, without shift, also where a matrix has one) and of static
+activations:
     dL/ds = sum g (round(x / s) - x / s inside the range, +-127 outside) / sqrt(127 n)
 
 Changes: 1 byte a weight instead of 4; biases and norms are trained along. The epoch is chosen on validation messages
@@ -46,12 +48,12 @@ from flyweight.training.quantizers import (
 class QAT:
     """Quantization-aware training to int8.
 
-    granularity: row (one symmetric scale an output row) | matrix (one scale and shift a matrix)
+    granularity: row (one symmetric scale an output row) | matrix (one scale and shift a matrix; lsq: one scale)
     activations: dynamic (each token's own step) | static (one step a matrix) | float
     ranges: ema (weights: their largest now; static activations: moving average of the largest) | lsq (learned; Q, K and
     V keep the average)
     delay: share of the training after which static activations are quantized, from 0 to below 1
-    embeddings: also the embedding rows
+    embeddings: also the embedding rows, as int8 with a scale each
     epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 2 to 40 epochs. The best on
     validation messages is kept: by F1, or with distil by agreement with the float model
     learning_rate: peak, in (0, 1)
@@ -80,9 +82,12 @@ class QAT:
         check_choice("qat", "distil", self.distil, (None, "logits", "hidden"))
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
-        """A copy, trained and packed. Interrupted, it goes on from run.folder."""
+        """A copy, trained and packed. Interrupted, it goes on from run.folder.
+
+        Errors: DataError where nothing can be learnt from.
+        """
         model = model.copy()
-        data = taught_data(run.data, self.distil, run.seed)
+        data = taught_data(run.data, self.distil, run.seed, run.loss)
         epochs = epochs_of(self.epochs, data)
         settings = TrainingSettings(epochs=epochs, learning_rate=self.learning_rate, seed=run.seed)
         n_steps = epochs * math.ceil(len(data.train) / settings.batch_size)

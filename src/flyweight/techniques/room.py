@@ -16,8 +16,10 @@ from flyweight.training.losses import Loss, labels_loss
 class Run:
     """What the runner hands to a technique.
 
-    data: messages (techniques may look at train and validation, never at test); teacher: the model before the first
-    technique; loss: what fine-tuning minimises; seed; device; folder: for caches and checkpoints; progress: show bars.
+    data: messages. Techniques learn from train and choose by validation; nothing is learnt from, measured on or chosen
+    by test. Its texts are read for one reason: no spliced message (training/transfer.py) may equal one of them.
+    teacher: the model before the first technique; loss: what fine-tuning minimises; seed; device; folder: for caches
+    and checkpoints, removed by whoever gave it, once the result is saved; progress: show bars.
     """
 
     data: NLUData

@@ -10,7 +10,8 @@ is packed without another change. Embeddings share one table of float centres.
 
 "kept" trains a model that is packed already, such as one of mixed precision: each matrix starts from its own centres,
 and V from the float model's weights, unless other biases or norms show that a training lies between. int8 is trained as
-int8 rows, static activations become int8 a token. Word and position rows with a table each stay as they are, untrained:
+int8 rows, static activations become int8 a token. Say it of all three parts (encoder, embeddings, heads): numbers of
+centres, their defaults too, pack a part anew. Word and position rows with a table each stay as they are, untrained:
 only rows that occur are there while training.
 
 Changes: ceil(log2 k) bits a weight + the tables, like codebook; biases and norms are trained along. Costs a training:
@@ -51,7 +52,7 @@ class TrainedCodes:
 
     encoder: centres in attention and FFN matrices; embeddings: in word and position rows (and the label embeddings of
     a similarity head); heads: in linear heads. Each 2 to 256; kept: each matrix keeps its bits and tables, float ones
-    are trained along; None: that part is float, and trained along.
+    are trained along, where others of the part are packed; None: that part is float, and trained along.
     granularity: row (a table an output row; above 64 centres the matrix shares one) | matrix; embeddings: always matrix
     epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 2 to 40 epochs. The best on
     validation messages is kept: by agreement with the float model, without distil by F1
@@ -85,7 +86,8 @@ class TrainedCodes:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A copy, trained and packed. Interrupted, it goes on from run.folder.
 
-        Errors: ConfigError where bits are to be kept and no matrix of the model has any.
+        Errors: ConfigError where bits of a part are to be kept that has none; DataError where nothing can be learnt
+        from.
         """
         model = model.copy()
         counts: dict[str, Centred] = {"encoder": self.encoder, "embeddings": self.embeddings, "heads": self.heads}
@@ -94,13 +96,16 @@ class TrainedCodes:
             for name, module, part in model.matrices()
             if (k := counts[part]) is not None and (k != "kept" or module.form is not None)
         ]
-        if not chosen and "kept" in counts.values():
-            raise ConfigError(
-                "trained_codes: bits are to be kept, but no matrix of the model is packed; "
-                "apply mixed_precision, codebook or gptq before, or give numbers of centres"
-            )
+        for name, k in counts.items():
+            forms = [module.form for _, module, part in model.matrices() if part == name]
+            if k == "kept" and forms and all(form is None for form in forms):
+                raise ConfigError(
+                    f"trained_codes: {name} is kept, but no matrix of that part is packed; apply mixed_precision, "
+                    f"codebook or gptq before, or give {name} a number of centres, or none (float)"
+                )
         if not chosen:
             return model
+        data = taught_data(run.data, self.distil, run.seed, run.loss)
         floats = float_weights(model, run.teacher)
         with bar("k-means", len(chosen), show=run.progress) as advance:
             for name, module, k in chosen:
@@ -109,7 +114,6 @@ class TrainedCodes:
                 else:
                     self._quantize(module, k)
                 advance()
-        data = taught_data(run.data, self.distil, run.seed)
         epochs = epochs_of(self.epochs, data)
         return fit_quantized(
             model,

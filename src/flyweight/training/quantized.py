@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from flyweight.data.messages import Message, NLUData
+from flyweight.errors import DataError
 from flyweight.model.nlu import NLUModel
 from flyweight.training.hidden import hidden_states_loss
 from flyweight.training.logits import soft_labels_loss
-from flyweight.training.loop import TrainingSettings, auto_epochs, fit, forget
-from flyweight.training.losses import Loss, Score
+from flyweight.training.loop import TrainingSettings, auto_epochs, fit
+from flyweight.training.losses import Loss, Score, labels_loss
 from flyweight.training.quantizers import Quantizer, RealTokens, pack_quantized, with_mask
 from flyweight.training.transfer import splices
 
@@ -39,7 +40,8 @@ def fit_quantized(
 
     distil: None trains with `loss` and chooses by F1; logits and hidden learn from `teacher` (see training/logits.py,
     hidden.py) and choose by agreement with it. tokens: what the model's static quantizers share. folder: an interrupted
-    training resumes from a folder within. Errors: ConfigError for hidden states of a teacher of another shape.
+    training resumes from a folder within, and a finished one is not made again; it stays until the caller, who saves
+    the result first, removes it. Errors: ConfigError for hidden states of a teacher of another shape.
     """
     train, validation = (_known(model, part) for part in (data.train, data.validation))
     score: Score | None = None
@@ -52,22 +54,21 @@ def fit_quantized(
         loss = soft_labels_loss(teacher, model, train, progress)
     if tokens is not None:
         loss = with_mask(loss, tokens)
-    kept = None if folder is None else Path(folder) / f"quantized-{_key(model, settings, loss)}"
+    kept = None if folder is None else Path(folder) / f"quantized-{_key(model, train, validation, settings, loss)}"
     fit(model, train, validation, settings, loss=loss, score=score, device=device, folder=kept, progress=progress)
-    pack_quantized(model)
-    if kept is not None:
-        forget(kept)
-        kept.rmdir()
-    return model
+    return pack_quantized(model)
 
 
-def taught_data(data: NLUData, distil: Distil, seed: int) -> NLUData:
+def taught_data(data: NLUData, distil: Distil, seed: int, loss: Loss = labels_loss) -> NLUData:
     """What a room trains on: with a teacher, as many splices of the training messages (transfer.py) beside them.
 
-    No splice is a validation or test message.
+    No splice is a validation or test message. Learning labels alone leaves messages without any out: their words are
+    not O, but unknown. Errors: DataError if nothing is left.
     """
+    if not data.train:
+        raise DataError("no training messages", allowed="training needs at least one, labelled or not")
     if distil is None:
-        return data
+        return _labelled(data) if loss is labels_loss else data  # another loss may number the messages itself
     others = {m.text for m in (*data.validation, *data.test)}
     return replace(data, train=(*data.train, *splices(data.train, len(data.train), seed, others)))
 
@@ -77,6 +78,23 @@ def epochs_of(epochs: int | None, data: NLUData) -> int:
     return epochs or auto_epochs(len(data.train), TrainingSettings.batch_size, AUTO_STEPS, AUTO_EPOCHS)
 
 
+def _labelled(data: NLUData) -> NLUData:
+    """Training and validation messages with labels.
+
+    Where no message has an intent, the data are a tagger's: a message without entities says that all its words are O.
+    """
+    if not any(m.intent is not None or m.entities for m in data.train):
+        raise DataError(
+            f"none of the {len(data.train)} training messages has a label",
+            allowed="without labels a model can only be taught by its float model (distil=logits or hidden)",
+        )
+    if all(m.intent is None for m in data.train):
+        return data
+    parts = (data.train, data.validation)
+    train, validation = (tuple(m for m in part if m.intent is not None or m.entities) for part in parts)
+    return replace(data, train=train, validation=validation)
+
+
 def _known(model: NLUModel, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages; for a model without intents, theirs are left out."""
     if model.labels.intents:
@@ -84,10 +102,16 @@ def _known(model: NLUModel, messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(replace(m, intent=None) for m in messages)
 
 
-def _key(model: NLUModel, settings: TrainingSettings, loss: Loss) -> str:
-    """A name for the training of these weights with these quantizers, settings and loss."""
+def _key(
+    model: NLUModel, train: Sequence[Message], validation: Sequence[Message], settings: TrainingSettings, loss: Loss
+) -> str:
+    """A name for the training of these weights with these quantizers, messages in order, settings and loss.
+
+    It tells apart whatever `fit` does, which refuses the checkpoint of another training.
+    """
     quantizers = [repr(m) for m in model.modules() if isinstance(m, Quantizer)]
-    found = hashlib.sha256(repr([settings, getattr(loss, "__name__", ""), quantizers]).encode())
+    made_of = [settings, getattr(loss, "__name__", ""), quantizers, model.describe(), model.tokenizer.sha256]
+    found = hashlib.sha256(repr([made_of, train, validation]).encode("utf-8", "surrogatepass"))
     for p in model.parameters():
         found.update(p.detach().cpu().numpy().tobytes())
     return found.hexdigest()[:10]
