@@ -13,13 +13,14 @@ import torch
 from random_models import VARIANTS, quiet_run, random_model, rms_gap, variant
 
 from flyweight.analyse import costs
-from flyweight.analyse.costs import RESERVE, Milliseconds, file_bytes, milliseconds, other_bytes
+from flyweight.analyse.costs import RESERVE, Milliseconds, file_bytes, milliseconds, other_bytes, whole_milliseconds
 from flyweight.analyse.sensitivity import Cell, Measured
 from flyweight.artifact import read
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.export.fly import save
 from flyweight.forms import Form
+from flyweight.measure.latency import summarise
 from flyweight.measure.quality import evaluate
 from flyweight.model.nlu import NLUModel
 from flyweight.recipe import compress
@@ -142,6 +143,7 @@ def test_milliseconds_are_saved_where_they_cost_least(
     row = {4: 0.0, 2: -1e-6, 1: -1e-6}
     fake = Milliseconds(0.1, {"ffn.up": row, "ffn.down": row})
     monkeypatch.setattr(mixed_precision, "milliseconds", lambda *_: fake)
+    monkeypatch.setattr(mixed_precision, "whole_milliseconds", lambda *_, **__: 0.0)
     saved = 4096 * 1e-6
     first, last = ({f"layers.{i}.ffn.{part}" for part in ("up", "down")} for i in (0, 1))
     for wanted, fewer in ((0.0, first), (1.5, first), (2.5, first), (3.5, first | last)):
@@ -153,6 +155,50 @@ def test_milliseconds_are_saved_where_they_cost_least(
     with pytest.raises(ConfigError) as refused:
         MixedPrecision(max_ms=0.1 - 4.5 * saved).apply(parent, run)
     assert str(refused.value).endswith(f"with lowest_bits=1 is {0.1 - 4 * saved:.3g} ms; give more")
+
+
+def test_the_packed_whole_is_measured_and_the_budget_lowered(
+    parent: NLUModel, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each FFN matrix at 2 bits is said to save 1 ms of 10; in truth they save half of that, plus what `slow` says."""
+    row, asked = {2: -1 / 4096}, []
+    fake = Milliseconds(10.0, {"ffn.up": row, "ffn.down": row})
+    slow = 0.0
+
+    def truth(model: NLUModel, texts: list[str], int8_ms: float) -> float:
+        asked.append(sum(b == 2 for n, b in bits_of(model).items() if ".ffn." in n))
+        return int8_ms - 0.5 * asked[-1] + slow
+
+    monkeypatch.setattr(mixed_precision, "milliseconds", lambda *_: fake)
+    monkeypatch.setattr(mixed_precision, "whole_milliseconds", truth)
+    found = bits_of(MixedPrecision(max_ms=8.5).apply(parent, run))  # 2 of them: 9; 3 of them: 8.5
+    assert asked == [2, 3]
+    assert sum(b == 2 for n, b in found.items() if ".ffn." in n) == 3
+    slow = 0.25
+    asked.clear()
+    with pytest.raises(ConfigError) as refused:
+        MixedPrecision(max_ms=8.0).apply(parent, run)
+    assert asked == [2, 4]
+    assert str(refused.value) == (
+        "mixed_precision: max_ms is 8; the least that was reached with lowest_bits=1, packed and measured, is 8.25 ms; "
+        "give more"
+    )
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native engine is not built")
+def test_the_time_of_a_whole_is_relative_to_int8(
+    parent: NLUModel, tiny_data: NLUData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of a round's calls over int8's, the median of the rounds, times what int8 takes."""
+    means = iter([2.0, 3.0, 1.0, 0.5, 4.0, 4.8])  # int8, whole: ratios 1.5, 0.5, 1.2
+
+    def timed(callables: Any, texts: Any, **_: Any) -> dict[str, Any]:
+        assert [call(texts[0])["text"] for call in callables.values()] == [texts[0]] * 2
+        return {name: replace(latency, mean_ms=next(means)) for name in callables}
+
+    latency = summarise([1])
+    monkeypatch.setattr(costs, "compare", timed)
+    assert whole_milliseconds(parent, [m.text for m in tiny_data.validation], 10.0) == pytest.approx(12.0)
 
 
 def test_milliseconds_need_the_engine(parent: NLUModel, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

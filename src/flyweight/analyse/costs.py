@@ -38,6 +38,7 @@ from flyweight.runtime import native
 from flyweight.runtime.parser import Parser
 
 N_CALLS = 200
+N_ROUNDS = 3  # of N_CALLS, of a whole model
 KINDS = ("attention.qkv", "attention.out", "ffn.up", "ffn.down")
 RESERVE = 8192  # bytes of the manifest for the receipts of this step and a few more
 
@@ -74,14 +75,22 @@ def file_bytes(name: str, module: Matrix, bits: int) -> int:
 def other_bytes(model: NLUModel) -> int:
     """Bytes of the file that no matrix takes: vectors, tokenizer, manifest, golden samples."""
     model = _int8(model)
+    return _whole_bytes(model) - sum(file_bytes(name, m, 8) for name, m, _ in model.matrices())
+
+
+def whole_megabytes(model: NLUModel) -> float:
+    """10^6 bytes of the file that a packed model becomes, golden samples and RESERVE for receipts among them."""
+    return _whole_bytes(model) / 1e6
+
+
+def _whole_bytes(model: NLUModel) -> int:
     texts, labels = model.card.golden, model.labels
     n_words = sum(len(e.first) for e in model.tokenizer.encode_batch(texts))
     golden = 4 * (len(texts) * len(labels.intents) + n_words * len(labels.tags))
     manifest, arrays = contents(model)
     with tempfile.TemporaryDirectory() as folder:
-        path = write(Path(folder) / "int8.fly", manifest | {"golden": {"texts": texts, "tolerance": 0.0}}, arrays)
-        size = path.stat().st_size
-    return size - sum(file_bytes(name, m, 8) for name, m, _ in model.matrices()) + golden + RESERVE
+        path = write(Path(folder) / "model.fly", manifest | {"golden": {"texts": texts, "tolerance": 0.0}}, arrays)
+        return path.stat().st_size + golden + RESERVE
 
 
 def milliseconds(
@@ -104,6 +113,19 @@ def milliseconds(
         unfinished.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
         unfinished.replace(path)
     return found
+
+
+def whole_milliseconds(model: NLUModel, texts: Sequence[str], int8_ms: float) -> float:
+    """Mean of a message with a packed model: int8_ms * median over rounds of mean(model) / mean(its shape in int8).
+
+    A round is interleaved calls; a busier machine than the one that gave int8_ms slows both alike.
+    """
+    with tempfile.TemporaryDirectory() as folder, single_thread():
+        base, child = _parser(_int8(model), Path(folder) / "int8.fly"), _parser(model, Path(folder) / "model.fly")
+        rounds = [
+            compare({"int8": base.parse, "child": child.parse}, texts, n_calls=N_CALLS, seed=i) for i in range(N_ROUNDS)
+        ]
+    return int8_ms * float(np.median([timed["child"].mean_ms / timed["int8"].mean_ms for timed in rounds]))
 
 
 def _kept(path: Path, bits: Sequence[int]) -> Milliseconds | None:

@@ -5,7 +5,8 @@
 kl: the sensitivity of matrix m at b bits (see analyse/sensitivity.py), measured with all others float; cost: bits a
 weight, bytes in the file, or milliseconds of the engine on this machine; solved exactly as a multiple-choice knapsack.
 Small losses of single matrices nearly add up; large ones do not, so a bound on F1 is held to the whole model's
-measured F1, not to the sum.
+measured F1, not to the sum; bytes and milliseconds are measured on the packed whole, too, and the budget is lowered by
+what they are above the limit.
 
 Changes: 8 bits: int8 rows; fewer: k-means codes with int8 centres, one table a row; int8 activations. Codes of 3 bits
 save bytes, not time (the engine multiplies them as int8). Embedding rows cost bytes, no time.
@@ -15,13 +16,14 @@ Sources: knapsack: Kellerer, Pferschy & Pisinger 2004; bits by measured sensitiv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from flyweight.analyse.costs import file_bytes, milliseconds, other_bytes
+from flyweight.analyse.costs import file_bytes, milliseconds, other_bytes, whole_megabytes, whole_milliseconds
 from flyweight.analyse.knapsack import Frontier, frontier
 from flyweight.analyse.quantized import BITS, Quantized, set_bits
 from flyweight.analyse.sensitivity import Measured, loss_percent, matrices_of, sensitivity
@@ -38,6 +40,7 @@ from flyweight.training.inputs import second_moment, stages
 BUDGETS = ("max_average_bits", "max_size_mb", "max_ms", "max_f1_drop")
 AVERAGE_BITS = 3.0
 N_ROUNDED, DAMP = 512, 0.01  # training messages for GPTQ and what is added to their second moments, as its room does
+N_STEPS_DOWN = 3  # where a file turns out larger or slower than the sum of its matrices
 N_CHECKED = 1000  # messages that a bound on F1 is held to, as many as a receipt is measured on
 Table = dict[str, int]  # matrix -> bits
 
@@ -90,7 +93,7 @@ class MixedPrecision:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A copy with packed matrices. MiniLM takes minutes: a forward pass a matrix and width; packed ones start over.
 
-        Errors: ConfigError where the budget is below what the fewest bits need, or no native engine is there to time.
+        Errors: ConfigError where the budget cannot be met, or no native engine is there to time.
         """
         model = model.copy().to("cpu").unpack().eval()
         messages = sample(run.data.validation or run.data.train, N_CHECKED)
@@ -112,28 +115,31 @@ class MixedPrecision:
             measured = Measured(model, messages)
             table = self._within_drop(best, bits, forms, measured)
         else:
-            table = self._within_budget(model, run, losses, bits)
+            table = self._within_budget(model, run, losses, bits, forms)
         packed = forms.of(table)
         if self.rounding == "gptq" and run.data.train:
             better = compensate(model, packed, run)
             if measured is None or _drop(measured, better) <= self.budget[1]:
                 packed = better
-        for name, module, _ in model.matrices():
-            set_bits(module, packed[name])
-        return model
+        return _with_forms(model, packed)
 
-    def _within_budget(self, model: NLUModel, run: Run, losses: list[list[float]], bits: list[int]) -> Table:
+    def _within_budget(
+        self, model: NLUModel, run: Run, losses: list[list[float]], bits: list[int], forms: Quantized
+    ) -> Table:
         """The least predicted loss within a budget of bits, bytes or milliseconds."""
         name, limit = self.budget
         fixed, unit = 0.0, "bits a weight"
+        measure: Callable[[NLUModel], float] | None = None
         if name == "max_size_mb":
             fixed, unit = other_bytes(model) / 1e6, "MB"
             costs = _costs(model, name, bits)
+            measure = whole_megabytes
         elif name == "max_ms":
             texts = [m.text for m in sample(run.data.validation or run.data.train, self.messages)]
             timed = milliseconds(model, texts, bits, run.folder, run.progress)
             fixed, unit = timed.int8_ms, "ms"
             costs = [[timed.of(n, m, b) for b in bits] for n, m, _ in model.matrices()]
+            measure = partial(whole_milliseconds, texts=texts, int8_ms=timed.int8_ms)
         else:
             costs = _costs(model, name, bits)
         best = frontier(losses, costs)
@@ -143,7 +149,21 @@ class MixedPrecision:
                 f"mixed_precision: {name} is {limit:g}; the least for this model with lowest_bits={self.lowest_bits} "
                 f"is {best.costs[0] + fixed:.3g} {unit}; give more"
             )
-        return _table(model, bits, best, at)
+        if measure is None:  # bits add up
+            return _table(model, bits, best, at)
+        reached: list[float] = []
+        while len(reached) <= N_STEPS_DOWN:
+            table = _table(model, bits, best, at)
+            reached.append(measure(_with_forms(model, forms.of(table))))
+            if reached[-1] <= limit:
+                return table
+            if at == 0:  # there is none that costs less
+                break
+            at = best.within(best.costs[at] - (reached[-1] - limit)) or 0
+        raise ConfigError(
+            f"mixed_precision: {name} is {limit:g}; the least that was reached with lowest_bits={self.lowest_bits}, "
+            f"packed and measured, is {min(reached):.4g} {unit}; give more"
+        )
 
     def _within_drop(self, best: Frontier, bits: list[int], forms: Quantized, measured: Measured) -> Table:
         """Bisection over the sizes: the smallest of those measured that is within the drop."""
@@ -163,6 +183,14 @@ class MixedPrecision:
             middle = (low + high) // 2
             low, high = (low, middle) if drop(middle) <= limit else (middle, high)
         return _table(forms.model, bits, best, high)
+
+
+def _with_forms(model: NLUModel, forms: Mapping[str, Form]) -> NLUModel:
+    """A copy that computes with these."""
+    model = model.copy()
+    for name, module, _ in model.matrices():
+        set_bits(module, forms[name])
+    return model
 
 
 def _drop(measured: Measured, packed: dict[str, Form]) -> float:
