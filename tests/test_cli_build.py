@@ -15,7 +15,7 @@ from cli_cases import Call, Place, cells_of
 from torch import Tensor
 
 from flyweight import demo as demo_module
-from flyweight.cli import show
+from flyweight.cli import build, show
 from flyweight.data.load import load_data
 from flyweight.data.messages import NLUData
 from flyweight.export.fly import save
@@ -185,6 +185,15 @@ def test_demo(tiny_data: NLUData, tmp_path: Path, call: Call, monkeypatch: pytes
         q = row["quality"]
         numbers = [f"{q['intent_macro_f1']:.4f}", f"{q['intent_accuracy']:.4f}", f"{q['span_f1']:.4f}"]
         assert all(n in table_80 for n in numbers[: 3 if row["tags_entities"] else 2])
+
+
+def test_the_note_on_speed_names_what_ran() -> None:
+    """Only NumPy is called a reference: `scalar` and all other levels are the engine."""
+    notes = {engine: build._slow_note(engine) for engine in ("numpy", "engine scalar", "engine avx2")}
+    for engine, text in notes.items():
+        assert text.startswith(f"note: on this machine the file, run by {engine}, is no faster than its parent in Py")
+        assert ("reference" in text) == (engine == "numpy")
+    assert notes["engine avx2"].endswith("it is smaller.")
 
 
 def test_demo_uses_no_other_teacher(tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path, call: Call) -> None:

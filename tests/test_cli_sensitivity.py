@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from cli_cases import Call, write_csv
-from random_models import random_model
+from random_models import quiet_run, random_model
 
 from flyweight.analyse.sensitivity import Measured
 from flyweight.data.messages import NLUData
 from flyweight.model.nlu import NLUModel
+from flyweight.techniques.int8 import Int8
 
 PARTS = ["embeddings.words", "embeddings.positions", "layers.0.attention", "layers.0.ffn", "layers.1.attention"]
 PARTS += ["layers.1.ffn", "heads.intent", "heads.tags", "all parts"]
@@ -88,3 +89,17 @@ def test_messages_of_other_intents(call: Call, model: Path, tmp_path: Path) -> N
     assert done.code == 1
     assert "no message has an intent that the model knows" in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_model_is_said_to_be_decoded(
+    call: Call, model: Path, csv: Path, tiny_data: NLUData, tmp_path: Path
+) -> None:
+    parent = NLUModel.load(model)
+    packed = Int8().apply(parent, quiet_run(tiny_data, parent)).save(tmp_path / "packed")
+    arguments = ("--bits", "1", "--messages", 9, "--out", tmp_path / "out")
+    done = call("sensitivity", packed, csv, *arguments)
+    assert done.code == 0, done.err
+    wanted = f"{packed} (packed; its weights decoded to floats) on "
+    assert done.out.splitlines()[0].startswith(wanted)
+    assert "at 1 bits" not in done.err
+    assert json.loads((tmp_path / "out" / "sensitivity.json").read_text())["decoded"] is True

@@ -63,9 +63,12 @@ def sensitivity(
     refuse_strangers(parent, asked)
     found = measure(parent, sample(asked, messages), bits=widths, folder=out)
     part = {"train": "training"}.get(part, part)
-    title = f"{model} on {found.n_messages} {part} messages of {data}: {_scores(found)}"
+    # A packed model is measured as the float model that it decodes to.
+    packed = any(m.form is not None for _, m, _ in parent.matrices())
+    shown = f"{model} (packed; its weights decoded to floats)" if packed else str(model)
+    title = f"{shown} on {found.n_messages} {part} messages of {data}: {_scores(found)}"
     out.mkdir(parents=True, exist_ok=True)
-    result = {"model": str(model), "data": data, "asked": part, **found.to_dict()}
+    result = {"model": str(model), "decoded": packed, "data": data, "asked": part, **found.to_dict()}
     picture = draw(found, title, out / "sensitivity.png")
     (out / "sensitivity.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
