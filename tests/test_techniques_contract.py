@@ -68,7 +68,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"encoder": 3, "embeddings": 5, "heads": None, "granularity": "matrix", "epochs": 1, "distil": None},
         {"encoder": 4, "embeddings": None, "heads": 16, "epochs": 2, "reassign": 3, "learning_rate": 0.01},
         {"encoder": 16, "embeddings": 16, "heads": 3, "epochs": 1, "reassign": None},
-        {"encoder": 3, "embeddings": "kept", "heads": "kept", "epochs": 1},  # of a float model: left float
+        {"encoder": 3, "embeddings": None, "heads": None, "epochs": 1},
     ],
     "static_int8": [
         {"n_messages": 32, "fallback": None},
@@ -424,7 +424,7 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
             multiplied = settings.get("activations", "dynamic").replace("dynamic", "int8")
         return {"form": "int8", "per": per, "activations": "float" if is_embedding else multiplied, "bytes": sizes}
     k = settings.get(part, {"encoder": 4 if name == "trained_codes" else 16, "embeddings": 256, "heads": 256}[part])
-    if k in (None, "kept"):
+    if k is None:
         return plain
     if settings.get("grid") == "uniform" and k > 64 and not is_embedding:  # the steps of int8 themselves
         return claimed_form("int8", {}, part, is_embedding)
