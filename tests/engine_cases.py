@@ -82,14 +82,14 @@ def packed(like: NLUModel, shape: str, packing: str, std: float = 0.08) -> NLUMo
     choices = list(PACKINGS.values()) if packing == "mixed" else [PACKINGS[packing]]
     for i, (name, module, part) in enumerate(model.matrices()):
         make, activations = choices[7 * i % len(choices)]
-        if isinstance(module, Linear) and module.weight.numel():
+        weight = module.weight.detach().numpy()
+        if make is not None and weight.size:
+            set_form(module, make(weight), "float" if part == "embeddings" else activations)
+        if isinstance(module, Linear) and weight.size:
             module.input_scale = STEP if activations == "static" and part != "embeddings" else None
             integer_attention = name[7] in "02468" if packing == "mixed" else activations == "static"
             if name.endswith(".attention.qkv") and integer_attention:
                 module.output_scales = (STEP, 0.75 * STEP, 0.5 * STEP)
-        weight = module.weight.detach().numpy()
-        if make is not None and weight.size:
-            set_form(module, make(weight), "float" if part == "embeddings" else activations)
     return model
 
 

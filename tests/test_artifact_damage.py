@@ -32,11 +32,11 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from flyweight.answers import Labels
     from flyweight.export.fly import export_fly
     from flyweight.forms.int8 import int8_matrix
+    from flyweight.forms.kmeans import kmeans_codes
     from flyweight.model.encoder import EncoderConfig, LayerShape
     from flyweight.model.linear import set_form
     from flyweight.model.nlu import NLUModel
     from flyweight.model.small import train_tokenizer
-    from flyweight.forms.kmeans import kmeans_codes
     from flyweight.tokenizer import Tokenizer
 
     texts = ["book a table", "fly to New York", "hello"]

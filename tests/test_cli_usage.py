@@ -13,7 +13,9 @@ from cli_cases import Call, Done, Place
 import flyweight
 from flyweight.cli.main import app
 
-VERBS = ["train", "import", "compress", "evaluate", "bench", "parse", "inspect", "verify", "demo", "doctor"]
+VERBS = [
+    *("train", "import", "compress", "evaluate", "bench", "sensitivity", "parse", "inspect", "verify", "demo", "doctor")
+]
 
 
 def test_every_verb_is_tested_here() -> None:

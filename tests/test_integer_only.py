@@ -34,9 +34,9 @@ def integers(like: NLUModel, shape: str, make: Any = int8_rows, std: float = 0.0
     model = packed(like, shape, "static int8", std)
     for _, module, part in model.matrices():
         if isinstance(module, Linear) and module.weight.numel():
-            module.input_scale = STEP
-            form = make if part == "encoder" else int8_rows
+            form, scales = make if part == "encoder" else int8_rows, module.output_scales
             set_form(module, form(module.weight.detach().numpy()), "static")
+            module.input_scale, module.output_scales = STEP, scales
     model.encoder.config = replace(model.encoder.config, integer_only=True)
     return model
 

@@ -147,13 +147,13 @@ def test_settings_that_do_not_fit_are_refused(key: str, values: tuple[Any, ...],
 def test_settings_of_matrices_that_do_not_fit_are_refused(parts: Parts) -> None:
     for name, entry in parts.matrices.items():
         for key, values in {
-            "form": ("int4", None), "activations": ("int4", "float" if entry["activations"] == "int8" else "int8", 8),
+            "form": ("int4", None), "activations": ("int4", "int8" if entry["activations"] == "float" else "float", 8),
             "bits": (0, 9, -1, 64) if entry["form"] == "codes" else ("8",), "rows": (None, 2.5), "shift": ("0",),
         }.items():  # fmt: skip
             for value in values:
                 if entry["form"] != "float32" or key != "activations" or not name.startswith("embeddings"):
                     assert parts.refusal(lambda p: p.matrices[name].update({key: value})), (name, key, value)  # noqa: B023
-        for key in entry:
+        for key in entry.keys() - {"input_scale", "output_scales"}:  # those are absent where nothing is static
             assert parts.refusal(lambda p: p.matrices[name].pop(key)) == f"field '{key}' is missing"  # noqa: B023
 
 
@@ -237,10 +237,14 @@ def test_what_overflows_is_an_error_at_every_level(
     whole = artifact_of(packed(like, "relative", packing))
     huge = np.resize(np.array([3e38, -3e38, 2e38], np.float32), whole.array(name).shape)
     broken = Artifact(whole.path, whole.manifest, whole.arrays | {name: huge}, 0)
+    # Int8 attention clamps Q, K and V to 127 steps: nothing overflows there.
+    clamped = "output_scales" in whole.entry(name.removesuffix(".bias")) if name.endswith("qkv.bias") else False
     for level in levels():
         parser = parser_of(broken, monkeypatch, level)
         [(intent, _)] = parser.engine.logits(parser.tokenizer.encode_batch(["a flight to Rome"]))
-        assert not np.isfinite(intent).all()
+        assert np.isfinite(intent).all() == clamped
+        if clamped:
+            continue
         with pytest.raises(ParityError, match="logits of 'a flight to Rome' are not finite; the model is damaged"):
             parser.parse("a flight to Rome")
 
