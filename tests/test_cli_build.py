@@ -143,7 +143,7 @@ def test_an_interrupted_compression_goes_on(
     command = ["compress", place.teacher, place.csv, "-t", "qat:epochs=1", "-t", "qat:epochs=1", "--out", out, "--json"]
     assert call(*command).code == 130
     assert calls == n_steps // 2 + 1
-    assert [p.name for p in tmp_path.iterdir()] == ["m.fly.work"]
+    assert [p.name for p in tmp_path.iterdir()] == [".m.fly.work"]
     done = call(*command)
     assert done.code == 0, done.err
     assert calls == n_steps

@@ -119,7 +119,7 @@ def compress(
 ) -> None:
     """Apply techniques, measure each step on the written file, and export. Ctrl-C is safe: the same command goes on.
 
-    Meanwhile trainings and measurements are kept in a folder beside --out, named like it with .work.
+    Meanwhile trainings and measurements are kept beside --out, in the hidden folder .NAME.work.
 
     [bold]Examples[/bold]
 
@@ -141,7 +141,7 @@ def compress(
     teacher = NLUModel.load(model)
     split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
-    work = Path(f"{out.resolve()}.work")
+    work = out.resolve().with_name(f".{out.resolve().name}.work")
     small = run(teacher, found, steps, seed=seed, folder=work)
     written = save(small, out)
     shutil.rmtree(work, ignore_errors=True)  # only now: until the file is written, a training is worth keeping
