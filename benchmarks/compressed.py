@@ -14,17 +14,18 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from teachers import CACHE, teacher
+from teachers import CACHE, MPNET, teacher
 
 import flyweight as fw
 from flyweight.recipe import name_of
 from flyweight.techniques.room import Technique
 
 TRAINING = (fw.TrainedCodes, fw.QAT)
+MPNET_RATE = 0.25  # of the learning rate of MiniLM: 12 layers of 768 want less
 VERSION = 2  # of what these compute: raised when other models come out of the same settings
 
 
@@ -71,9 +72,10 @@ class Compressed:
 def compressed(name: str, base: str, seed: int, label: str) -> Compressed:
     """The model of a set, base and seed by that recipe. An interrupted training resumes."""
     model, data = teacher(name, base, seed)
-    steps = [{name_of(t): vars(t)} for t in RECIPES[label].techniques]
+    techniques = techniques_of(label, base)
+    steps = [{name_of(t): vars(t)} for t in techniques]
     weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
-    trains = any(isinstance(t, TRAINING) for t in RECIPES[label].techniques)
+    trains = any(isinstance(t, TRAINING) for t in techniques)
     made_of = [weights, steps, VERSION] if trains else [weights, steps]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:10]
     folder = CACHE / "compressed" / f"{name}-{Path(base).name}-{seed}-{label.replace(',', '').replace(' ', '-')}-{key}"
@@ -82,7 +84,7 @@ def compressed(name: str, base: str, seed: int, label: str) -> Compressed:
     if not made.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        small = fw.compress(model, data, RECIPES[label].techniques, measure=False, seed=seed, folder=folder / "work")
+        small = fw.compress(model, data, techniques, measure=False, seed=seed, folder=folder / "work")
         minutes = (time.monotonic() - start) / 60
         small.save(found.folder)
         fw.save(small, found.fly)
@@ -90,6 +92,16 @@ def compressed(name: str, base: str, seed: int, label: str) -> Compressed:
         made.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
         shutil.rmtree(folder / "work", ignore_errors=True)
     return Compressed(found.fly, found.folder, json.loads(made.read_text(encoding="utf-8")))
+
+
+def techniques_of(label: str, base: str) -> tuple[Technique, ...]:
+    """The techniques of a recipe as they are run on this base."""
+    if base != str(MPNET):
+        return RECIPES[label].techniques
+    return tuple(
+        replace(t, learning_rate=MPNET_RATE * t.learning_rate) if isinstance(t, TRAINING) else t
+        for t in RECIPES[label].techniques
+    )
 
 
 def main() -> None:
