@@ -8,7 +8,8 @@ model is an ordinary model with other numbers in `layers`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -83,11 +84,13 @@ class Attention(nn.Module):
     """Multi-head self-attention with H heads of size d, then residual and LayerNorm (post-norm).
 
     `qkv` stacks Q, K and V: (3*H*d, D). relative_bias (n_buckets, H) where the encoder has one.
+    head_mask: factors of the heads, see `masked`.
     """
 
     def __init__(self, config: EncoderConfig, heads: int):
         super().__init__()
         self.heads, self.head_size = heads, config.head_size
+        self.head_mask: Tensor | None = None
         self.qkv = Linear(config.hidden, 3 * heads * config.head_size)
         self.out = Linear(heads * config.head_size, config.hidden)
         buckets = config.relative_buckets
@@ -108,6 +111,8 @@ class Attention(nn.Module):
             # Plain products: torch 2.13's fused attention has a bf16 backward 8x slower than this on CPUs without AMX.
             scores = (q * self.head_size**-0.5) @ k.transpose(-1, -2) + mask.to(q.dtype)  # (B, H, T, T)
             y = torch.softmax(scores, dim=-1).to(v.dtype) @ v  # (B, H, T, d)
+        if self.head_mask is not None:
+            y = y * self.head_mask[..., None, None]  # (H, 1, 1) or (B, H, 1, 1)
         y = self.out(y.transpose(1, 2).reshape(B, T, self.heads * self.head_size))
         return self.norm(x + F.dropout(y, dropout, self.training))
 
@@ -129,10 +134,14 @@ def _int8_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scales: tuple
 
 
 class FeedForward(nn.Module):
-    """D -> n -> D with the activation between, then residual and LayerNorm (post-norm)."""
+    """D -> n -> D with the activation between, then residual and LayerNorm (post-norm).
+
+    neuron_mask: factors of the neurons, see `masked`.
+    """
 
     def __init__(self, config: EncoderConfig, ffn: int):
         super().__init__()
+        self.neuron_mask: Tensor | None = None
         self.up = Linear(config.hidden, ffn)
         self.down = Linear(ffn, config.hidden)
         self.activation, self.relu = ACTIVATIONS[config.activation], config.activation == "relu"
@@ -140,7 +149,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, dropout: float) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        return self.norm(x + F.dropout(self.down(self.activation(self.up(x))), dropout, self.training))
+        a = self.activation(self.up(x))  # (B, T, n)
+        if self.neuron_mask is not None:
+            a = a * self.neuron_mask[..., None, :]  # (1, n) or (B, 1, n)
+        return self.norm(x + F.dropout(self.down(a), dropout, self.training))
 
 
 class Layer(nn.Module):
@@ -210,3 +222,25 @@ class Encoder(nn.Module):
         for layer in self.layers[first:]:
             states.append(layer(states[-1], additive, buckets, self.dropout))
         return states
+
+
+@contextmanager
+def masked(
+    model: nn.Module, *, heads: Mapping[int, Tensor] | None = None, neurons: Mapping[int, Tensor] | None = None
+) -> Iterator[None]:
+    """Within it, layer i multiplies its heads' outputs by heads[i] and its neurons' activations by neurons[i].
+
+    heads[i] (H,) or, one row a message, (B, H); neurons[i] (n,) or (B, n); 1 = as it is, 0 = as if it were removed
+    (surgery.py removes it). Gradients reach the masks. Layers that are absent stay as they are. `model`: an Encoder,
+    or what has one in `encoder`.
+    """
+    layers = cast(Encoder, getattr(model, "encoder", model)).layers
+    try:
+        for i, mask in (heads or {}).items():
+            layers[i].attention.head_mask = mask
+        for i, mask in (neurons or {}).items():
+            layers[i].ffn.neuron_mask = mask
+        yield
+    finally:
+        for layer in layers:
+            layer.attention.head_mask = layer.ffn.neuron_mask = None
