@@ -26,7 +26,7 @@ from flyweight.analyse.quantized import set_bits
 from flyweight.artifact import ALIGN, matrix_layout, read, write
 from flyweight.errors import ConfigError
 from flyweight.export.fly import contents
-from flyweight.forms import FORMS, Codes
+from flyweight.forms import INNER, Codes
 from flyweight.forms.int8 import int8_rows
 from flyweight.forms.panels import PLANES
 from flyweight.measure.latency import compare, single_thread
@@ -68,7 +68,7 @@ def file_bytes(name: str, module: Matrix, bits: int) -> int:
     """Bytes in the file: panels filled up with zeros, each array to 64 bytes."""
     entry, shape = entry_of(module, bits), (module.weight.shape[0], module.weight.shape[1])
     layout = matrix_layout(name, entry, "float" if isinstance(module, Embedding) else "int8")
-    stored = FORMS[entry["form"]].stored(shape, entry, layout).values()
+    stored = INNER[entry["form"]].stored(shape, entry, layout).values()
     return sum(ALIGN * -(-math.prod(lie) * np.dtype(dtype).itemsize // ALIGN) for dtype, lie in stored)
 
 
@@ -155,7 +155,7 @@ def _measure(model: NLUModel, texts: Sequence[str], bits: Sequence[int], progres
                 variant = base.copy()
                 chosen = [module for name, module, _ in variant.matrices() if name.endswith(kind)]
                 for module in chosen:
-                    set_bits(module, _random_codes(module, b))
+                    set_bits(module, random_codes(module, b))
                 child = _parser(variant, Path(folder) / f"{kind}-{b}.fly")
                 timed = compare({"int8": int8.parse, "child": child.parse}, texts, n_calls=N_CALLS)
                 more = np.median(np.subtract(timed["child"].calls_ms, timed["int8"].calls_ms))
@@ -174,7 +174,7 @@ def _int8(model: NLUModel) -> NLUModel:
     return model
 
 
-def _random_codes(module: Matrix, bits: int) -> Codes:
+def random_codes(module: Matrix, bits: int) -> Codes:
     """Codes of the matrix's shape and about its size."""
     rng, (rows, columns) = np.random.default_rng(0), module.weight.shape
     table = np.linspace(-127, 127, 2**bits).round().astype(np.int8)

@@ -2,7 +2,8 @@
 
 The one truth shared by the workshop, the .fly file, the NumPy reference and the engine. Every form has
 `arrays(layout)` (what the file stores), `fields()` (what the manifest says), `stored` (types and sizes of the arrays),
-`from_arrays`, `dense()`, `size_bytes`. Layout "rows": row by row; "panels": as the engine multiplies (panels.py).
+`from_arrays`, `dense()`, `size_bytes`. Sparse wraps one of the others. Layout "rows": row by row; "panels": as the
+engine multiplies (panels.py).
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ from flyweight.forms.codes import Codes, code_bits
 from flyweight.forms.float32 import Float32
 from flyweight.forms.int8 import Int8
 from flyweight.forms.panels import PLANES, Layout
+from flyweight.forms.sparse import INNER, Sparse
 
-Form = Float32 | Int8 | Codes
-FORMS: dict[str, type[Float32] | type[Int8] | type[Codes]] = {"float32": Float32, "int8": Int8, "codes": Codes}
+Dense = Float32 | Int8 | Codes
+Form = Dense | Sparse
+FORMS: dict[str, type[Float32] | type[Int8] | type[Codes] | type[Sparse]] = {
+    "float32": Float32,
+    "int8": Int8,
+    "codes": Codes,
+    "sparse": Sparse,
+}
 
 
 def describe(form: Form) -> dict[str, Any]:
@@ -40,6 +48,8 @@ def multiplied_layout(entry: dict[str, Any], activations: str) -> Layout:
     widths) lies in rows and is converted at load.
     """
     form = entry["form"]
+    if form == "sparse":
+        return "rows" if entry["values"]["form"] == "float32" else multiplied_layout(entry["values"], activations)
     if form == "float32" or activations == "float":
         return "panels" if form == "float32" and activations == "float" else "rows"
     fits = form == "int8" or (entry["table"] == "int8" and code_bits(entry["centres"]) in PLANES)
@@ -63,7 +73,10 @@ def check(
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n >= 0 for n in shape)):
         raise ArtifactError(f"{where}: shape {shape!r}; a weight has two sizes, both at least 0")
     try:
-        wanted = cls.stored((shape[0], shape[1]), entry, cast(Layout, layout))
+        size, lie = (shape[0], shape[1]), cast(Layout, layout)
+        wanted = (
+            INNER[entry["form"]].stored(size, entry, lie) if cls is not Sparse else cls.stored(size, entry, lie, arrays)
+        )
         return {part: _expect(arrays[part], part, dtype, lie) for part, (dtype, lie) in wanted.items()}
     except KeyError as error:
         raise ArtifactError(f"{where}: form '{entry['form']}' lacks {error}") from error
