@@ -266,14 +266,11 @@ def test_damaged_masks_are_refused(kind: str, layout: Layout) -> None:
         mask.reshape(len(mask), -1)[row, byte] = bits
         return arrays | {"mask": mask}
 
-    for bits in (0, 255):
-        with pytest.raises(ArtifactError, match=f"m: '{part}' is .*; it must be"):
-            check(
-                entry,
-                damaged(1, 0, bits) if part == "q" else damaged(1, 0, bits) | {part: arrays[part][:-1]},
-                "m",
-                layout,
-            )
+    for bits in (0, 255) if part == "q" else ():
+        with pytest.raises(ArtifactError, match="m: 'q' is int8 .*; it must be"):
+            check(entry, damaged(1, 0, bits), "m", layout)
+    with pytest.raises(ArtifactError, match=f"m: '{part}' is .*; it must be"):
+        check(entry, arrays | {part: arrays[part][:-1]}, "m", layout)
     with pytest.raises(ArtifactError, match="m: 'mask' has bits beyond the 4 x 19 weights; they must be zero"):
         check(entry, damaged(0, 2, 0b1000), "m", layout)
     if layout == "panels":
