@@ -267,7 +267,7 @@ def test_damaged_masks_are_refused(kind: str, layout: Layout) -> None:
         return arrays | {"mask": mask}
 
     for bits in (0, 255) if part == "q" else ():
-        with pytest.raises(ArtifactError, match="m: 'q' is int8 .*; it must be"):
+        with pytest.raises(ArtifactError, match="m: 'q' is int8"):
             check(entry, damaged(1, 0, bits), "m", layout)
     with pytest.raises(ArtifactError, match=f"m: '{part}' is .*; it must be"):
         check(entry, arrays | {part: arrays[part][:-1]}, "m", layout)
