@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from random_models import variant
+from random_models import random_model, variant
 
 from flyweight.data.messages import Message, NLUData
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
+from flyweight.model.surgery import keep_layers
 from flyweight.tokenizer import Tokenizer
 from flyweight.training.hidden import hidden_states_loss
 from flyweight.training.logits import soft_labels_loss
@@ -101,3 +104,37 @@ def test_a_teacher_of_another_shape_is_refused(tiny_model: NLUModel, tiny_data: 
     ):
         with pytest.raises(ConfigError, match=f"^{words}: their hidden states cannot be compared; learn its logits"):
             hidden_states_loss(teacher, student, tiny_data.train)
+
+
+@torch.no_grad()
+def test_fewer_layers_learn_from_those_named(tiny_model: NLUModel, tiny_data: NLUData) -> None:
+    """Layers 0 and 2 of four: the student's first states are the teacher's, those behind layer 2 are not."""
+    teacher = random_model(tiny_model, layers=((3, 37),) * 4)
+    student, messages = keep_layers(teacher, [0, 2]), tiny_data.train[:6]
+    batch = collate(encode(student, messages), [3, 0, 5])
+    found = hidden_states_loss(teacher, student, messages, layers=[0, 2])(student, batch)
+    soft = soft_labels_loss(teacher, student, messages, progress=False)(student, batch)
+    h = student.encoder.hidden_states(batch.ids, batch.mask)[2][batch.mask]
+    t = teacher.encoder.hidden_states(batch.ids, batch.mask)[3][batch.mask]
+    assert float(found - soft) == pytest.approx(float((h - t).square().mean() / t.square().mean()), rel=1e-4)
+    with pytest.raises(ConfigError, match=r"^the teacher has 3 layers, the model 2: "):
+        hidden_states_loss(teacher, student, messages, layers=[0, 1, 2])
+
+
+def test_another_tokenizer_must_cut_messages_alike(tiny_model: NLUModel, tiny_data: NLUData) -> None:
+    teacher = variant(tiny_model, "plain")
+    student = teacher.copy()
+    spec = json.loads(teacher.tokenizer.source)
+    spec["model"]["continuing_subword_prefix"] = "@@"  # no word has pieces any more: they are unknown, one token each
+    student.tokenizer = Tokenizer(json.dumps(spec), 40)
+    whole = [
+        m
+        for m in tiny_data.train
+        if len(teacher.tokenizer.encode(m.text).words) + 2 == len(teacher.tokenizer.encode(m.text).ids)
+    ]
+    assert whole
+    hidden_states_loss(teacher, student, whole)
+    cut = Message("hellohello", "greet")
+    n = len(teacher.tokenizer.encode(cut.text).ids)
+    with pytest.raises(ConfigError, match=f"^the teacher cuts 'hellohello' into {n} tokens, the model into 3: "):
+        hidden_states_loss(teacher, student, [*whole, cut])

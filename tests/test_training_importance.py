@@ -122,5 +122,5 @@ def test_a_representative_set_has_every_intent_alike(tiny_data: NLUData, tiny_mo
 
 def test_no_label_is_an_error(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     bare = [replace(m, intent=None, entities=()) for m in tiny_data.train]
-    with pytest.raises(DataError, match="^no labelled message; importance needs at least one"):
+    with pytest.raises(DataError, match=r"^no labelled message;"):
         mask_gradients(tiny_model, bare, 8, device="cpu")

@@ -1,9 +1,10 @@
-"""Learning the hidden states of a teacher of the same shape: what a quantized model is brought back to itself with.
+"""Learning the hidden states of a teacher of the same width: what a compressed model is brought back to itself with.
 
     loss = soft_labels_loss + sum_l  mean |h_l - t_l|^2 / mean |t_l|^2        l = embeddings, layer 1, ..., last layer
 
 h_l, t_l (B, T, D): what layer l of student and teacher gives, real tokens only. Dividing by the teacher's mean square
-makes every layer's term its relative error, whatever the model's scale.
+makes every layer's term its relative error, whatever the model's scale. A student with fewer layers has each one's
+teacher layer named. Token ids may be numbered differently, as long as messages are cut into tokens alike.
 Sources: TernaryBERT (Zhang et al. 2020, arXiv:2009.12812) and XTC (Wu et al. 2022, arXiv:2206.01859), which add the
 attention scores.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flyweight.data.messages import Message
+from flyweight.data.source import shown
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.training.logits import has_labels, soft_loss
@@ -24,30 +26,53 @@ from flyweight.training.losses import Batch, Loss
 
 
 def hidden_states_loss(
-    teacher: NLUModel, student: NLUModel, messages: Sequence[Message], *, temperature: float = 2.0, soft: float = 0.8
+    teacher: NLUModel,
+    student: NLUModel,
+    messages: Sequence[Message],
+    *,
+    layers: Sequence[int] | None = None,
+    temperature: float = 2.0,
+    soft: float = 0.8,
 ) -> Loss:
     """See the module; temperature and soft are those of soft_labels_loss. `messages`: those that `fit` will be given.
+    layers: the teacher's layer of each of the student's, from 0; None: one to one.
 
     The teacher runs in every step, without gradient and dropout, and gives its logits there too: nobody asks it before.
     Errors: ConfigError for a teacher of another shape or with other labels.
     """
-    check_same_shape(teacher, student)
-    return _HiddenStates(teacher, messages, temperature, soft)
+    n_layers = len(teacher.encoder.layers)
+    check_same_shape(teacher, student, n_layers if layers is None else len(layers))
+    check_same_tokens(teacher, student, messages)
+    states = [0, *(i + 1 for i in (range(n_layers) if layers is None else layers))]
+    return _HiddenStates(teacher, messages, states, temperature, soft)
 
 
-def check_same_shape(teacher: NLUModel, student: NLUModel) -> None:
-    """ConfigError unless both have the same token ids, number of layers, width and labels."""
+def check_same_shape(teacher: NLUModel, student: NLUModel, n_layers: int) -> None:
+    """ConfigError unless the student has n layers, and both the same longest message, width and labels."""
     for what, ours, theirs in (
-        ("layers", len(student.encoder.layers), len(teacher.encoder.layers)),
+        ("layers", len(student.encoder.layers), n_layers),
         ("numbers a token", student.encoder.config.hidden, teacher.encoder.config.hidden),
         ("tokens at most", student.tokenizer.max_tokens, teacher.tokenizer.max_tokens),
-        ("as tokenizer", student.tokenizer.sha256[:8], teacher.tokenizer.sha256[:8]),
         ("labels", _digest(student), _digest(teacher)),
     ):
         if ours != theirs:
             raise ConfigError(
                 f"the teacher has {theirs} {what}, the model {ours}: their hidden states cannot be compared; "
                 "learn its logits only (distil=logits)"
+            )
+
+
+def check_same_tokens(teacher: NLUModel, student: NLUModel, messages: Sequence[Message]) -> None:
+    """ConfigError unless both tokenizers cut every message into as many tokens: then token t is the same to both."""
+    if teacher.tokenizer.sha256 == student.tokenizer.sha256:
+        return
+    texts = [m.text for m in messages]
+    encoded = (model.tokenizer.encode_batch(texts) for model in (teacher, student))
+    for text, theirs, ours in zip(texts, *encoded, strict=True):
+        if len(theirs.ids) != len(ours.ids):
+            raise ConfigError(
+                f"the teacher cuts {shown(text)} into {len(theirs.ids)} tokens, the model into {len(ours.ids)}: "
+                "their hidden states cannot be compared; learn its logits only (distil=logits)"
             )
 
 
@@ -59,8 +84,10 @@ def _digest(model: NLUModel) -> str:
 class _HiddenStates:
     """See hidden_states_loss."""
 
-    def __init__(self, teacher: NLUModel, messages: Sequence[Message], temperature: float, soft: float):
-        self.teacher, self.temperature, self.soft = teacher.copy().eval(), temperature, soft
+    def __init__(
+        self, teacher: NLUModel, messages: Sequence[Message], states: Sequence[int], temperature: float, soft: float
+    ):
+        self.teacher, self.states, self.temperature, self.soft = teacher.copy().eval(), states, temperature, soft
         self.ids = [e.ids for e in self.teacher.tokenizer.encode_batch([m.text for m in messages])]
         self.labelled = has_labels(messages)
         found = hashlib.sha256()
@@ -68,6 +95,8 @@ class _HiddenStates:
             found.update(p.detach().cpu().numpy().tobytes())
         # `fit` knows an interrupted training by the name of its loss.
         self.__name__ = f"hidden_states {temperature} {soft} {found.hexdigest()}"
+        if list(states) != list(range(len(teacher.encoder.layers) + 1)):
+            self.__name__ += f" {states}"
 
     def __call__(self, model: NLUModel, batch: Batch) -> Tensor:
         """The loss of a batch."""
@@ -90,6 +119,7 @@ class _HiddenStates:
         ids, mask = pad([self.ids[i] for i in batch.rows.tolist()])
         states = self.teacher.encoder.hidden_states(ids.to(device), mask.to(device))
         intents = self.teacher.intent_logits(states[-1], mask.to(device)).float()
+        compared = [states[i] for i in self.states]
         if self.teacher.tag_head is None:
-            return states, intents, None
-        return states, intents, self.teacher.tag_head(states[-1].flatten(0, 1)[batch.tag_at]).float()
+            return compared, intents, None
+        return compared, intents, self.teacher.tag_head(states[-1].flatten(0, 1)[batch.tag_at]).float()
