@@ -132,7 +132,7 @@ def test_epochs_aim_at_a_number_of_steps(
         return model
 
     for room in ("qat", "trained_codes"):
-        monkeypatch.setattr(f"flyweight.techniques.{room}.fit_quantized", watched)
+        monkeypatch.setattr(f"flyweight.techniques.{room}.fit_taught", watched)
     for n in (1, 32 * 50, 32 * 150, 32 * 1000):
         data = NLUData((tiny_data.train * n)[:n], (), ())
         for step in (QAT(), TrainedCodes(encoder=2, embeddings=None, heads=None), QAT(epochs=3)):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from flyweight.forms import Form
 from flyweight.forms.int8 import int8_rows
 from flyweight.forms.kmeans import kmeans_codes
-from flyweight.model.linear import Embedding, Matrix, set_form
+from flyweight.model.linear import Embedding, Matrix, mask_of, set_form
 from flyweight.model.nlu import NLUModel
 
 BITS = (8, 4, 3, 2, 1)
@@ -20,7 +20,7 @@ def few_bits(name: str, module: Matrix, bits: int) -> Form:
     w = module.weight.detach().float().cpu().numpy()
     if bits == 8:
         return int8_rows(w)
-    return kmeans_codes(w, 2**bits, "row", integer=True)
+    return kmeans_codes(w, 2**bits, "row", integer=True, mask=mask_of(module))
 
 
 def set_bits(module: Matrix, form: Form) -> None:

@@ -99,26 +99,53 @@ def kmeans_codes(
     h: np.ndarray | None = None,
     start: Start = "best",
     group: int = 16,
+    mask: np.ndarray | None = None,
 ) -> Codes:
     """k-means codes of one matrix. w (R, C) float32; integer: int8 centres with a scale, else float32 centres.
 
     granularity: a table a row, a group of `group` rows, or the matrix; above 64 centres always the matrix. h, start:
-    as `centres` has them. Rows shorter than k need fewer centres than k: the table then repeats the last ones.
+    as `centres` has them. Rows shorter than k need fewer centres than k: the table then repeats the last ones. mask
+    (R, C) bool: centres are those of the weights that are there.
     """
     if w.size == 0:
         return codes_from_centres(w, np.zeros((1, k)), integer)
     n_rows, n_columns = w.shape
+
+    def of(begin: int, end: int, n: int) -> np.ndarray:
+        """Centres of the rows from begin to end, n weights to a table."""
+        parts = [None if a is None else a[begin:end].reshape(-1, n) for a in (mask, h)]
+        there, counts = survivors(w[begin:end].reshape(-1, n), *parts)
+        return centres(there, k, counts, start)
+
     if granularity == "row" and k <= ROW_TABLE_LIMIT:
-        return codes_from_centres(w, centres(w, k, h, start), integer)
+        return codes_from_centres(w, of(0, n_rows, n_columns), integer)
     if granularity == "matrix" or k > ROW_TABLE_LIMIT or group >= n_rows:
-        flat = None if h is None else h.reshape(1, -1)
-        return codes_from_centres(w, centres(w.reshape(1, -1), k, flat, start), integer)
+        return codes_from_centres(w, of(0, n_rows, w.size), integer)
     found, last = [], n_rows - n_rows % group  # groups of the full number of rows, then the rest
     for begin, end, n in ((0, last, group), (last, n_rows, n_rows - last)):
         if begin < end:
-            part = w[begin:end].reshape(-1, n * n_columns)
-            found.append(centres(part, k, None if h is None else h[begin:end].reshape(part.shape), start))
+            found.append(of(begin, end, n * n_columns))
     return codes_from_centres(w, np.concatenate(found), integer, group)
+
+
+def survivors(
+    w: np.ndarray, mask: np.ndarray | None, h: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows (R, C) of the weights that are there alone, and what an error of each counts.
+
+    Rows have unlike numbers of them, so each row's are repeated until it is full, and a weight that occurs n times
+    counts an n-th each time. A row without any is as it was. mask (R, C) bool, None: all are there; h as in `centres`.
+    """
+    if mask is None or not w.size:
+        return w, h
+    n = w.shape[1]
+    there = mask.sum(axis=1, keepdims=True)
+    there = np.where(there > 0, there, n)  # (R, 1)
+    at = np.arange(n) * there // n  # (R, C): of the weights that are there, the first, the first, .., the last
+    times = -(-(at + 1) * n // there) - -(-at * n // there)
+    source = np.take_along_axis(np.argsort(~mask, axis=1, kind="stable"), at, axis=1)
+    counts = np.ones(w.shape) if h is None else np.take_along_axis(h, source, axis=1)
+    return np.take_along_axis(w, source, axis=1), counts / times
 
 
 def _weights(h: np.ndarray) -> np.ndarray:

@@ -1,19 +1,20 @@
 """Matrices with three independent parts: values (float, int8, codes), mask layout, activation quantizer.
 
-The forward pass simulates the engine: weights are what the packed form decodes to, activations are rounded to int8
-exactly as the engine rounds them. (Mask layouts beyond dense arrive with the sparse forms.) Rounding passes gradients
-straight through (Bengio et al. 2013, arXiv:1308.3432), so that the same forward serves quantization-aware training.
+The forward pass simulates the engine: weights are what the packed form decodes to, 0 outside the mask; activations are
+rounded to int8 exactly as the engine rounds them. Rounding passes gradients straight through (Bengio et al. 2013,
+arXiv:1308.3432), so that the same forward serves quantization-aware training.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flyweight.forms import Form
+from flyweight.forms import Float32, Form, Int8, Sparse
 
 Activations = Literal["float", "int8", "static"]
 STEPS = 127  # int8 steps on each side of 0
@@ -71,6 +72,7 @@ class Linear(nn.Module):
     """y = x W^T + b with W (n_out, n_in).
 
     `form` holds the packed weight once a technique has packed it: then `weight` equals `form.dense()`.
+    `mask` (n_out, n_in) bool: which weights are there, None: all. Weights outside it are 0, and stay so in training.
     `activations` says what the engine multiplies with: float32, int8 quantized per token, or (static) int8 in steps of
     `input_scale`. `output_scales`, of an attention's Q, K and V: the steps in which they are multiplied as int8.
     While training, `weight_quantizer` simulates the weight, `input_quantizer` the input, and `output_quantizer` gives
@@ -82,6 +84,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_out, n_in).normal_(std=0.02))
         self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
         self.form: Form | None = None
+        self.mask: Tensor | None
+        self.register_buffer("mask", None, persistent=False)  # goes along to a device, not into a training's state
         self.activations: Activations = "float"
         self.input_scale: float | None = None
         self.output_scales: tuple[float, float, float] | None = None
@@ -98,6 +102,8 @@ class Linear(nn.Module):
         elif self.activations == "static" and self.input_scale is not None:
             x = quantize_static(x, self.input_scale)
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        if self.mask is not None:  # behind the quantizer: no centre of a table need be 0
+            weight = weight * self.mask
         return F.linear(x, weight, self.bias)
 
 
@@ -125,11 +131,37 @@ Matrix = Linear | Embedding
 
 
 def set_form(module: Matrix, form: Form, activations: Activations = "float") -> None:
-    """Make the module compute with what `form` decodes to, without static steps: those are set after this."""
+    """Make the module compute with what `form` decodes to, without static steps: those are set after this.
+
+    A module with a mask gets the form's survivors only, a sparse form brings its mask along. Int8 with a shift stores
+    every weight, so the mask goes; zeros stay zeros. Floats are no packed form: `form` is None then.
+    """
+    if isinstance(module, Linear):
+        if module.mask is not None and not isinstance(form, Sparse) and not (isinstance(form, Int8) and form.shift):
+            form = Sparse(form, module.mask.cpu().numpy())
+        module.mask = torch.from_numpy(form.mask).to(module.weight.device) if isinstance(form, Sparse) else None
     with torch.no_grad():
         module.weight.copy_(torch.from_numpy(form.dense()))
-    module.form = form
+    values = form.values if isinstance(form, Sparse) else form
+    module.form = None if isinstance(values, Float32) else form
     set_computes(module, {"activations": activations})
+
+
+def set_mask(module: Linear, mask: Tensor) -> None:
+    """Make the module a float matrix whose weights outside the mask (n_out, n_in) are gone."""
+    set_form(module, Sparse(Float32(module.weight.detach().float().cpu().numpy()), mask.cpu().numpy()))
+
+
+def float_form(module: Matrix) -> Form:
+    """What is stored of a module that is not packed."""
+    form, mask = Float32(np.ascontiguousarray(module.weight.detach().float().cpu().numpy())), mask_of(module)
+    return form if mask is None else Sparse(form, mask)
+
+
+def mask_of(module: Matrix) -> np.ndarray | None:
+    """The mask (n_out, n_in) bool of a pruned matrix; None for any other."""
+    mask = module.mask if isinstance(module, Linear) else None
+    return None if mask is None else mask.cpu().numpy()
 
 
 def computes(module: Matrix) -> dict[str, Any]:

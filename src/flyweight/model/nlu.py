@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from flyweight.answers import Answer, Labels
 from flyweight.artifact import check_integer_only, check_multiplied
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
-from flyweight.forms import Float32, Form, finite, pack, unpack
+from flyweight.forms import Form, finite, pack, unpack
 from flyweight.model import integers
 from flyweight.model.encoder import Encoder, EncoderConfig
-from flyweight.model.linear import Linear, Matrix, computes, set_computes, set_form
+from flyweight.model.linear import Linear, Matrix, computes, float_form, mask_of, set_computes, set_form
 from flyweight.tokenizer import Encoded, Tokenizer
 
 Pooling = Literal["mean", "cls", "cls+tanh", "cls+relu", "cls+gelu"]
@@ -176,14 +176,13 @@ class NLUModel(nn.Module):
     def forms(self) -> Iterator[tuple[str, Form, dict[str, Any]]]:
         """(name, weight form, how it multiplies) of every matrix; float weights as Float32. Errors: FlyweightError."""
         for name, module, _ in self.matrices():
-            dense = np.ascontiguousarray(module.weight.detach().float().cpu().numpy())
-            form = module.form or Float32(dense)
-            if module.form is not None and not np.array_equal(module.form.dense(), dense):
+            form = module.form or float_form(module)
+            if module.form is not None and not np.array_equal(form.dense(), module.weight.detach().cpu().numpy()):
                 raise FlyweightError(f"{name} was trained after it was packed; apply the technique again")
             yield name, form, computes(module)
 
     def unpack(self) -> NLUModel:
-        """Make every matrix an ordinary float matrix again (in place): what training starts from."""
+        """Make every matrix an ordinary float matrix again (in place), masks stay: what training starts from."""
         self.encoder.config = replace(self.encoder.config, integer_only=False)
         for _, module, _ in self.matrices():
             module.form = None
@@ -195,15 +194,14 @@ class NLUModel(nn.Module):
         return copy.deepcopy(self)
 
     def n_parameters(self) -> int:
-        """Number of weights, biases and norms."""
-        return sum(p.numel() for p in self.parameters())
+        """Number of weights, biases and norms; of pruned matrices the weights that are left."""
+        masks = [mask for _, module, _ in self.matrices() if (mask := mask_of(module)) is not None]
+        return sum(p.numel() for p in self.parameters()) - sum(int((~mask).sum()) for mask in masks)
 
     def size_bytes(self) -> int:
         """Bytes of all weights in their present forms."""
         vectors = sum(4 * v.numel() for _, v in self.vectors())
-        return vectors + sum(
-            4 * m.weight.numel() if m.form is None else m.form.size_bytes for _, m, _ in self.matrices()
-        )
+        return vectors + sum((m.form or float_form(m)).size_bytes for _, m, _ in self.matrices())
 
     def describe(self) -> dict[str, Any]:
         """Architecture and labels as JSON: config.json of a folder, part of the .fly manifest."""
@@ -272,8 +270,6 @@ class NLUModel(nn.Module):
                 check_multiplied(name, entry, f"{folder}: {name}")
                 set_form(module, form)
                 set_computes(module, entry)
-                if isinstance(form, Float32):
-                    module.form = None
             check_integer_only(config, config["weights"], str(folder))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: weights do not fit config.json: {error}") from error

@@ -25,7 +25,7 @@ import numpy as np
 from flyweight.errors import ConfigError
 from flyweight.forms.codes import MAX_CENTRES, Codes
 from flyweight.forms.kmeans import STARTS, Granularity, Start, kmeans_codes
-from flyweight.model.linear import Embedding, Linear, set_form
+from flyweight.model.linear import Embedding, Linear, mask_of, set_form
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.techniques.room import Run, check_choice, check_count
@@ -88,7 +88,8 @@ class Codebook:
             w = module.weight.detach().float().cpu().numpy()
             integer = self.activations == "int8" and not isinstance(module, Embedding)
             h = fisher.get(name)
-            return kmeans_codes(w, k, self.granularity, integer, h=h, start=self.start, group=self.group)
+            mask = mask_of(module)
+            return kmeans_codes(w, k, self.granularity, integer, h=h, start=self.start, group=self.group, mask=mask)
 
         # NumPy releases the GIL in its large loops: two matrices at a time use two cores.
         with ThreadPoolExecutor(2) as pool, bar("k-means", len(chosen), show=run.progress) as advance:

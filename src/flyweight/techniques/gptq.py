@@ -101,6 +101,7 @@ class GPTQ:
                 if name in chosen:
                     module, k = chosen[name]
                     h = second_moment(module, stage.replay)
-                    form = rounded(module.weight.detach(), k, h, self.grid, self.damp, self.act_order)
+                    w = module.weight.detach()
+                    form = rounded(w, k, h, self.grid, self.damp, self.act_order, module.mask)
                     set_form(module, form, "int8")
                     advance(note=name)

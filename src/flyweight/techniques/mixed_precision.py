@@ -218,7 +218,8 @@ def compensate(model: NLUModel, packed: dict[str, Form], run: Run) -> dict[str, 
                 module = modules[name]
                 if isinstance(module, Linear) and isinstance(packed[name], Codes):
                     h = second_moment(module, stage.replay)
-                    found[name] = rounded(module.weight.detach(), 2 ** packed[name].bits, h, "kmeans", DAMP, True)
+                    w, k = module.weight.detach(), 2 ** packed[name].bits
+                    found[name] = rounded(w, k, h, "kmeans", DAMP, True, module.mask)
                 set_bits(module, found[name])
                 advance(note=name)
     return found

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from flyweight.errors import ConfigError
@@ -31,7 +32,7 @@ from flyweight.model.linear import Embedding, Linear, Matrix
 from flyweight.model.nlu import NLUModel
 from flyweight.techniques.room import Run, check_choice, check_training
 from flyweight.training.loop import TrainingSettings
-from flyweight.training.quantized import Distil, epochs_of, fit_quantized, taught_data
+from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
 from flyweight.training.quantizers import (
     DynamicInput,
     Int8Matrix,
@@ -41,6 +42,7 @@ from flyweight.training.quantizers import (
     StaticAttention,
     StaticInput,
     WeightQuantizer,
+    with_mask,
 )
 
 
@@ -99,14 +101,14 @@ class QAT:
         if self.activations == "static":
             for layer in model.encoder.layers:
                 layer.attention.qkv.output_quantizer = StaticAttention(tokens, delay=round(self.delay * n_steps))
-        return fit_quantized(
+        return fit_taught(
             model,
             data,
             settings,
             teacher=run.teacher,
             distil=self.distil,
             loss=run.loss,
-            tokens=tokens,
+            while_training=partial(with_mask, tokens=tokens),
             device=run.device,
             folder=run.folder,
             progress=run.progress,
@@ -117,7 +119,7 @@ class QAT:
         if isinstance(module, Embedding):
             return Int8Rows() if self.embeddings else None
         if self.ranges == "lsq":
-            return LearnedRows(module.weight, per_row=self.granularity == "row")
+            return LearnedRows(module.weight, per_row=self.granularity == "row", mask=module.mask)
         return Int8Rows() if self.granularity == "row" else Int8Matrix()
 
     def _inputs(self, tokens: RealTokens, n_steps: int) -> DynamicInput | StaticInput | None:

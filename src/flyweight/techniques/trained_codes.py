@@ -31,14 +31,15 @@ import torch
 from torch import Tensor
 
 from flyweight.errors import ConfigError
+from flyweight.forms import Sparse
 from flyweight.forms.codes import MAX_CENTRES, Codes
-from flyweight.forms.kmeans import ROW_TABLE_LIMIT, centres
-from flyweight.model.linear import Embedding, Linear, Matrix
+from flyweight.forms.kmeans import ROW_TABLE_LIMIT, centres, survivors
+from flyweight.model.linear import Embedding, Linear, Matrix, mask_of
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.techniques.room import Run, check_choice, check_count, check_training
 from flyweight.training.loop import TrainingSettings
-from flyweight.training.quantized import Distil, epochs_of, fit_quantized, taught_data
+from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
 from flyweight.training.quantizers import Centres, DynamicInput, Fixed, Int8Rows
 
 DROPOUT = 0.0  # rounding to a few centres is noise enough
@@ -115,7 +116,7 @@ class TrainedCodes:
                     self._quantize(module, k)
                 advance()
         epochs = epochs_of(self.epochs, data)
-        return fit_quantized(
+        return fit_taught(
             model,
             data,
             TrainingSettings(epochs=epochs, learning_rate=self.learning_rate, dropout=DROPOUT, seed=run.seed),
@@ -132,7 +133,11 @@ class TrainedCodes:
         w = module.weight.detach().float().cpu().numpy()
         looked_up = isinstance(module, Embedding)
         shared = looked_up or self.granularity == "matrix" or k > ROW_TABLE_LIMIT
-        found = centres(w.reshape(1, -1) if shared else w, k) if w.size else np.zeros((1, k))
+        mask = mask_of(module)
+        if shared:
+            w, mask = w.reshape(1, -1), None if mask is None else mask.reshape(1, -1)
+        there, h = survivors(w, mask)
+        found = centres(there, k, h) if w.size else np.zeros((1, k))
         # Word rows come and go while training (see `fit`): their codes cannot be kept.
         reassign = 1 if looked_up else self.reassign
         module.weight_quantizer = Centres(found, module.weight, integer=not looked_up, reassign=reassign)
@@ -142,6 +147,8 @@ class TrainedCodes:
     def _keep(self, module: Matrix, weight: Tensor | None) -> None:
         """Set the quantizers that train one packed matrix in its own form, from the float weight where it is known."""
         form, looked_up = module.form, isinstance(module, Embedding)
+        if isinstance(form, Sparse):
+            form = form.values
         if isinstance(form, Codes) and looked_up and len(form.table) > 1:
             module.weight_quantizer = Fixed(form)
             return
@@ -151,9 +158,10 @@ class TrainedCodes:
             module.weight_quantizer = Int8Rows()
         if isinstance(module, Linear) and module.activations != "float":
             module.input_quantizer = DynamicInput()
+        mask = module.mask if isinstance(module, Linear) else None
         if weight is not None:
             with torch.no_grad():
-                module.weight.copy_(weight)
+                module.weight.copy_(weight if mask is None else weight * mask)
 
 
 def float_weights(model: NLUModel, teacher: NLUModel) -> dict[str, Tensor]:

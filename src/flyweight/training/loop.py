@@ -31,6 +31,7 @@ from flyweight.data.tags import spans_to_tags
 from flyweight.errors import ConfigError, DataError
 from flyweight.measure.machine import multiplies_bf16_natively
 from flyweight.measure.quality import macro_f1, span_f1
+from flyweight.model.linear import mask_of
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.progress import bar
 from flyweight.tokenizer import Encoded
@@ -262,6 +263,9 @@ class _Run:
         found = hashlib.sha256(json.dumps([messages, made_of], sort_keys=True).encode())
         for p in self.model.parameters():
             found.update(p.detach().cpu().numpy().tobytes())
+        for _, module, _ in self.model.matrices():
+            if (mask := mask_of(module)) is not None:
+                found.update(mask.tobytes())
         return found.hexdigest()
 
     @contextmanager
@@ -306,8 +310,11 @@ class _Run:
         return float(loss.detach())
 
     def end_epoch(self) -> None:
-        """Validate; keep the weights if this epoch is the best so far (a later epoch wins a tie)."""
-        if not self.validation:
+        """Validate; keep the weights if this epoch is the best so far (a later epoch wins a tie).
+
+        Epochs in which a quantizer is not what will be packed yet are none to choose from.
+        """
+        if not self.validation or not all(m.settled for m in self.model.modules() if isinstance(m, Quantizer)):
             return
         score = self.validate()
         if score >= tuple(self.best["score"]):

@@ -1,21 +1,22 @@
-"""Training a model whose matrices have quantizers, and packing what comes out: shared by trained codes and QAT."""
+"""Training a model whose matrices have quantizers or are pruned, with a teacher or without: shared by the rooms."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from flyweight.data.messages import Message, NLUData
 from flyweight.errors import DataError
+from flyweight.model.linear import mask_of
 from flyweight.model.nlu import NLUModel
 from flyweight.training.hidden import hidden_states_loss
 from flyweight.training.logits import soft_labels_loss
 from flyweight.training.loop import TrainingSettings, auto_epochs, fit
 from flyweight.training.losses import Loss, Score, labels_loss
-from flyweight.training.quantizers import Quantizer, RealTokens, pack_quantized, with_mask
+from flyweight.training.quantizers import Quantizer, pack_quantized
 from flyweight.training.transfer import splices
 
 Distil = Literal["logits", "hidden"] | None
@@ -23,7 +24,7 @@ AUTO_STEPS = 1500  # aimed at where a room's epochs are not given: half a fine-t
 AUTO_EPOCHS = (2, 40)  # ... within these bounds
 
 
-def fit_quantized(
+def fit_taught(
     model: NLUModel,
     data: NLUData,
     settings: TrainingSettings,
@@ -31,7 +32,8 @@ def fit_quantized(
     teacher: NLUModel,
     distil: Distil,
     loss: Loss,
-    tokens: RealTokens | None = None,
+    layers: Sequence[int] | None = None,
+    while_training: Callable[[Loss], Loss] | None = None,
     device: str = "auto",
     folder: str | None = None,
     progress: bool = True,
@@ -39,9 +41,11 @@ def fit_quantized(
     """`fit` on data.train, the epoch chosen on data.validation, then the quantizers' forms packed (in place).
 
     distil: None trains with `loss` and chooses by F1; logits and hidden learn from `teacher` (see training/logits.py,
-    hidden.py) and choose by agreement with it. tokens: what the model's static quantizers share. folder: an interrupted
-    training resumes from a folder within, and a finished one is not made again; it stays until the caller, who saves
-    the result first, removes it. Errors: ConfigError for hidden states of a teacher of another shape.
+    hidden.py) and choose by agreement with it. layers: the teacher's layer of each of the model's, from 0; None: one to
+    one. while_training: wraps the loss that is minimised, such as with_mask and
+    Pruner.while_training. folder: an interrupted training resumes from a folder within, and a finished one is not made
+    again; it stays until the caller, who saves the result first, removes it. Errors: ConfigError for hidden states of
+    a teacher of another shape.
     """
     train, validation = (_known(model, part) for part in (data.train, data.validation))
     score: Score | None = None
@@ -49,12 +53,12 @@ def fit_quantized(
         validation = tuple(m for m in validation if m.intent is None or m.intent in model.labels.intents)
         score = soft_labels_loss(teacher, model, validation, progress).agreement if validation else None
     if distil == "hidden":
-        loss = hidden_states_loss(teacher, model, train)
+        loss = hidden_states_loss(teacher, model, train, layers=layers)
     elif distil == "logits":
         loss = soft_labels_loss(teacher, model, train, progress)
-    if tokens is not None:
-        loss = with_mask(loss, tokens)
-    kept = None if folder is None else Path(folder) / f"quantized-{_key(model, train, validation, settings, loss)}"
+    if while_training is not None:
+        loss = while_training(loss)
+    kept = None if folder is None else Path(folder) / f"taught-{_key(model, train, validation, settings, loss)}"
     fit(model, train, validation, settings, loss=loss, score=score, device=device, folder=kept, progress=progress)
     return pack_quantized(model)
 
@@ -114,4 +118,7 @@ def _key(
     found = hashlib.sha256(repr([made_of, train, validation]).encode("utf-8", "surrogatepass"))
     for p in model.parameters():
         found.update(p.detach().cpu().numpy().tobytes())
+    for _, module, _ in model.matrices():
+        if (mask := mask_of(module)) is not None:
+            found.update(mask.tobytes())
     return found.hexdigest()[:10]

@@ -42,6 +42,11 @@ AVERAGE = 0.99  # of the running range, the share that a batch leaves
 class Quantizer(nn.Module):
     """A simulation while training; its printed form is part of a training's identity."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether it simulates what will be packed: no epoch before is the best one."""
+        return True
+
 
 class WeightQuantizer(Quantizer):
     """W (R, C) float32 -> W as the packed matrix decodes to."""
@@ -246,10 +251,12 @@ class LearnedRows(WeightQuantizer):
     whatever the gradient, which a ratio of about 1 survives and a step of 0.001 does not.
     """
 
-    def __init__(self, weight: Tensor, *, per_row: bool = True):
+    def __init__(self, weight: Tensor, *, per_row: bool = True, mask: Tensor | None = None):
         super().__init__()
         rows = weight.detach().float().abs()
-        mean = rows.mean(dim=1, keepdim=True) if per_row else rows.mean().view(1, 1)
+        there = torch.ones_like(rows) if mask is None else mask.float()  # pruned weights are 0 and take no step
+        total, count = rows.sum(dim=1, keepdim=True), there.sum(dim=1, keepdim=True)  # (R, 1)
+        mean = total / count.clamp_min(1) if per_row else (total.sum() / count.sum().clamp_min(1)).view(1, 1)
         mean = torch.where(mean >= DEAD, mean, torch.full_like(mean, 1.0))  # nothing to learn: rows of zeros, or none
         self.start: Tensor
         self.register_buffer("start", 2 * mean / STEPS**0.5)
