@@ -70,6 +70,19 @@ def check_count(room: str, name: str, value: object, low: int, high: int) -> Non
         raise ConfigError(f"{room}: {name} is {value!r}; allowed: none, or a whole number from {low} to {high}")
 
 
+def check_whole(room: str, name: str, value: object, low: int, high: int) -> None:
+    """Refuse anything but an integer in [low, high]."""
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{room}: {name} is {value!r}; allowed: a whole number from {low} to {high}")
+
+
+def check_share(room: str, name: str, value: object, zero: bool = True) -> None:
+    """Refuse anything but a number in [0, 1], or in (0, 1]."""
+    if type(value) not in (int, float) or not 0 <= value <= 1 or (value == 0 and not zero):  # type: ignore[operator]
+        allowed = "a number from 0 to 1" if zero else "a number above 0, at most 1"
+        raise ConfigError(f"{room}: {name} is {value!r}; allowed: {allowed}")
+
+
 def check_training(room: str, epochs: object, learning_rate: object) -> None:
     """Refuse epochs and learning rates that no training has."""
     check_count(room, "epochs", epochs, 1, 1000)
