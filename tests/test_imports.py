@@ -24,6 +24,7 @@ LAYERS = [
     ("measure",),
     ("export",),
     ("runtime", "model"),
+    ("transport",),
     ("artifact",),
     ("answers",),
     ("tokenizer",),

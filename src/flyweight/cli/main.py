@@ -9,7 +9,7 @@ import warnings
 import typer
 
 from flyweight import __version__
-from flyweight.cli import analyse, answer, build, data, measure
+from flyweight.cli import analyse, answer, build, data, measure, transport
 from flyweight.errors import FlyweightError, FlyweightWarning
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's way
@@ -31,6 +31,8 @@ app.command("sensitivity")(analyse.sensitivity)
 app.command("parse")(answer.parse)
 app.command("inspect")(answer.inspect)
 app.command("verify")(answer.verify)
+app.command("pack")(transport.pack)
+app.command("unpack")(transport.unpack)
 app.command("demo")(build.demo)
 app.command("doctor")(measure.doctor)
 app.add_typer(data.app, name="data")

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from flyweight import transport
 from flyweight.answers import Answer, Labels, parse_result, with_fallback
 from flyweight.artifact import NUMERICS_VERSION, Artifact, read
 from flyweight.data.splits import check_share
@@ -155,8 +156,13 @@ def load(
 
 
 def find(path: str | Path) -> Path:
-    """The file that is named: a path, or "assistant", the bundled model, where no file has that name."""
-    return BUNDLED_FILE if str(path) == BUNDLED and not Path(path).is_file() else Path(path)
+    """The file that is named: a path, or "assistant", the bundled model, where no file has that name.
+
+    Of a transport form (*.fly.zst) it is the plain file, decoded where that has not been done.
+    """
+    if str(path) == BUNDLED and not Path(path).is_file():
+        return BUNDLED_FILE
+    return transport.unpacked(Path(path)) if str(path).endswith(transport.SUFFIX) else Path(path)
 
 
 def pick_engine(artifact: Artifact, threads: int, engine: EngineName) -> Native | Reference:
