@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from flyweight.techniques.codebook import Codebook as Codebook
     from flyweight.techniques.gptq import GPTQ as GPTQ
     from flyweight.techniques.int8 import Int8 as Int8
+    from flyweight.techniques.magnitude import Magnitude as Magnitude
     from flyweight.techniques.mixed_precision import MixedPrecision as MixedPrecision
+    from flyweight.techniques.movement import Movement as Movement
     from flyweight.techniques.qat import QAT as QAT
     from flyweight.techniques.static_int8 import StaticInt8 as StaticInt8
     from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
@@ -61,6 +63,8 @@ _PUBLIC = {
     "StaticInt8": "techniques.static_int8",
     "MixedPrecision": "techniques.mixed_precision",
     "QAT": "techniques.qat",
+    "Magnitude": "techniques.magnitude",
+    "Movement": "techniques.movement",
     "TrainedCodes": "techniques.trained_codes",
     "save": "export.fly",
     "load": "runtime.parser",

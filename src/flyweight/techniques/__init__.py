@@ -5,7 +5,9 @@ from __future__ import annotations
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.gptq import GPTQ
 from flyweight.techniques.int8 import Int8
+from flyweight.techniques.magnitude import Magnitude
 from flyweight.techniques.mixed_precision import MixedPrecision
+from flyweight.techniques.movement import Movement
 from flyweight.techniques.qat import QAT
 from flyweight.techniques.room import Technique
 from flyweight.techniques.static_int8 import StaticInt8
@@ -19,4 +21,6 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "mixed_precision": MixedPrecision,
     "trained_codes": TrainedCodes,
     "qat": QAT,
+    "magnitude": Magnitude,
+    "movement": Movement,
 }

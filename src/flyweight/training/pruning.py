@@ -29,9 +29,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError
 from flyweight.forms import Float32, Sparse
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel
+from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Batch, Loss
 from flyweight.training.quantizers import WeightQuantizer
 
@@ -40,6 +43,7 @@ Scope = Literal["matrix", "global"]
 Schedule = Literal["one-shot", "iterative", "gradual"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+SPARSITY = 0.8  # where neither a share nor n:m is given
 BLOCK = 4  # weights of a 1x4 block
 MAX_GROUP = 16  # the largest m of n:m
 ROUNDS = 4  # of the iterative schedule
@@ -61,9 +65,33 @@ def group(shape: str) -> tuple[int, int] | None:
     return (n, m) if 0 < n < m <= MAX_GROUP else None
 
 
-def is_shape(shape: object) -> bool:
-    """Whether a setting names a shape."""
-    return isinstance(shape, str) and (shape in ("unstructured", "1x4") or group(shape) is not None)
+def check_removed(room: str, sparsity: object, shape: object) -> None:
+    """Refuse shares and shapes that no mask has, and a share that a shape n:m does not leave. Errors: ConfigError."""
+    if not isinstance(shape, str) or (shape not in ("unstructured", "1x4") and group(shape) is None):
+        allowed = f"unstructured, 1x4, or n:m with whole numbers 1 <= n < m <= {MAX_GROUP}, such as 2:4"
+        raise ConfigError(f"{room}: shape is {shape!r}; allowed: {allowed}")
+    if sparsity is not None and not (type(sparsity) in (int, float) and 0 <= sparsity < 1):  # type: ignore[operator]
+        raise ConfigError(f"{room}: sparsity is {sparsity!r}; allowed: none, or a number from 0 to below 1")
+    of = group(shape)
+    if of is not None and sparsity is not None and abs(sparsity - (1 - of[0] / of[1])) > 1e-6:  # type: ignore[operator]
+        raise ConfigError(
+            f"{room}: sparsity is {sparsity!r}; allowed: none, or {1 - of[0] / of[1]:g}, as {shape} has it"
+        )
+
+
+def share_removed(sparsity: float | None, shape: str) -> float:
+    """The share of the weights that a room's settings remove."""
+    of = group(shape)
+    if of is not None:
+        return 1 - of[0] / of[1]
+    return SPARSITY if sparsity is None else sparsity
+
+
+def prunable(model: NLUModel, heads: bool) -> list[Linear]:
+    """The matrices that are pruned: those of attention and FFN, and where wanted of the heads; no empty ones."""
+    parts = ("encoder", "heads") if heads else ("encoder",)
+    found = [module for _, module, part in model.matrices() if part in parts and isinstance(module, Linear)]
+    return [module for module in found if module.weight.numel()]
 
 
 def masks(scores: Sequence[Tensor], keep: float, shape: str, scope: Scope) -> list[Tensor]:
@@ -148,6 +176,12 @@ class Plan:
         if self.schedule == "iterative":
             return step == 0 or int(step / self.n_steps * ROUNDS) > int((step - 1) / self.n_steps * ROUNDS)
         return self.criterion == "soft" or step % UPDATE_STEPS == 0
+
+
+def steps_of(settings: TrainingSettings, data: NLUData) -> int:
+    """Number of steps of a training on data.train, its epochs given."""
+    assert settings.epochs is not None
+    return settings.epochs * math.ceil(len(data.train) / settings.batch_size)
 
 
 # while training -----------------------------------------------------------------------------------------------------

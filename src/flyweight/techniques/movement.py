@@ -1,0 +1,101 @@
+"""Movement pruning: the weights that training moves towards 0 go, whatever their size.
+
+    s = - sum_t dL/dw'_t * w_t,  w' = w * mask          the higher, the more training moves a weight away from 0
+    hard   the share of the weights with the highest s stays, in each matrix; the share falls by the cubic schedule:
+           removed s (1 - (1 - u)^3), u rising from 0 at a tenth to 1 at six tenths of the training
+    soft   minimise L + p sum sigmoid(s): a weight stays while sigmoid(s) > 0.1, one threshold for all matrices, so that
+           each finds its own share; p is driven by the schedule, and the last mask takes the exact share by s
+
+Of blocks (1x4) and groups (n:m) the sums and the best of these scores. Soft steps of s are a hundredth each (root mean
+square over a matrix). Scores are summed over the training until the last mask; weights that are masked keep their
+values and go on being scored, so that they may come back.
+
+Changes: as magnitude: a bit a weight (1x4: a quarter) and the values of those that stay, float; int8, codebook, gptq
+and the others keep the mask. Heads and embeddings as there. Needs: messages, labelled unless distil says otherwise.
+Gives up: at few weights removed, or in few steps, magnitude is as good or better; the scores take 4 bytes a weight
+while training.
+Source: Sanh et al. 2020, arXiv:2005.07683.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from flyweight.errors import ConfigError
+from flyweight.model.nlu import NLUModel
+from flyweight.techniques.room import Run, check_choice, check_training
+from flyweight.training.loop import TrainingSettings
+from flyweight.training.pruning import Plan, Pruner, check_removed, group, prunable, share_removed, steps_of
+from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
+
+DROPOUT = 0.0  # weights that go are noise enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movement:
+    """Pruning by movement.
+
+    sparsity: share of the weights removed, from 0 (nothing) to below 1; None: 0.8, or what a shape n:m leaves
+    shape: unstructured | 1x4 | n:m, such as 2:4: n of every m neighbours stay, 1 <= n < m <= 16; only hard
+    mode: hard (each matrix loses that share) | soft (all together do), see the module
+    heads: also the heads' matrices
+    epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 2 to 40 epochs. The best on
+    validation messages is kept: by agreement with the model before, without distil by F1
+    learning_rate: peak, in (0, 1); wide models want less (768: a quarter of it)
+    distil: None (labels) | logits (of the model before the first technique, beside labels) | hidden (its hidden states
+    too); either also on as many unlabelled splices of the training messages
+    """
+
+    sparsity: float | None = None
+    shape: str = "unstructured"
+    mode: Literal["hard", "soft"] = "hard"
+    heads: bool = False
+    epochs: int | None = None
+    learning_rate: float = 5e-4
+    distil: Distil = "hidden"
+    ZERO: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
+
+    def __post_init__(self) -> None:
+        check_removed("movement", self.sparsity, self.shape)
+        check_choice("movement", "mode", self.mode, ("hard", "soft"))
+        if self.mode == "soft" and group(self.shape):
+            raise ConfigError(f"movement: mode is 'soft'; allowed: hard, where shape is {self.shape}")
+        check_choice("movement", "heads", self.heads, (True, False))
+        check_training("movement", self.epochs, self.learning_rate)
+        check_choice("movement", "distil", self.distil, (None, "logits", "hidden"))
+
+    def apply(self, model: NLUModel, run: Run) -> NLUModel:
+        """A copy with masks, its matrices float; of packed ones what they decode to. Interrupted, it goes on.
+
+        Errors: DataError where nothing can be learnt from.
+        """
+        model = model.copy()
+        sparsity = share_removed(self.sparsity, self.shape)
+        if not sparsity:
+            return model
+        matrices = prunable(model.unpack(), self.heads)
+        data = taught_data(run.data, self.distil, run.seed, run.loss)
+        settings = TrainingSettings(
+            epochs=epochs_of(self.epochs, data), learning_rate=self.learning_rate, dropout=DROPOUT, seed=run.seed
+        )
+        plan = Plan(
+            criterion="movement" if self.mode == "hard" else "soft",
+            sparsity=sparsity,
+            shape=self.shape,
+            scope="matrix" if self.mode == "hard" else "global",
+            schedule="gradual",
+            n_steps=steps_of(settings, data),
+        )
+        return fit_taught(
+            model,
+            data,
+            settings,
+            teacher=run.teacher,
+            distil=self.distil,
+            loss=run.loss,
+            while_training=Pruner(matrices, plan).while_training,
+            device=run.device,
+            folder=run.folder,
+            progress=run.progress,
+        )
