@@ -7,7 +7,8 @@ load: int8 weights or centres by float activations into float32 panels, codes of
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -58,23 +59,27 @@ class Native:
         """Logits of each message: intent (C,), tags (W, n_tags) or None. One native call; safe from several threads."""
         if not encoded:
             return []
-        # Copies: nobody else may write what the engine has checked and still reads.
-        n_words = np.array([len(e.first) for e in encoded], np.int32)
-        ids, first = ([e.ids for e in encoded], [e.first for e in encoded])
+        n_words = [len(e.first) for e in encoded]
         try:
-            intent, tags = self._engine.logits(
-                np.array(ids[0] if len(ids) == 1 else np.concatenate(ids), np.int32),
-                np.array([len(row) for row in ids], np.int32),
-                np.array(first[0] if len(first) == 1 else np.concatenate(first), np.int32),
-                n_words,
-                self.threads if threads is None else threads,
-            )
+            intent, tags = self.call(encoded, threads)()
         except ValueError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
         if not self.has_tags:
             return [(row, None) for row in intent]
         ends = np.cumsum(n_words)
         return [(row, tags[end - n : end]) for row, end, n in zip(intent, ends, n_words, strict=True)]
+
+    def call(self, encoded: list[Encoded], threads: int | None = None) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """The native call behind `logits`, its arguments made: the engine alone, for the clock."""
+        ids, first = ([e.ids for e in encoded], [e.first for e in encoded])
+        return partial(  # copies: nobody else may write what the engine has checked and still reads
+            self._engine.logits,
+            np.array(ids[0] if len(ids) == 1 else np.concatenate(ids), np.int32),
+            np.array([len(row) for row in ids], np.int32),
+            np.array(first[0] if len(first) == 1 else np.concatenate(first), np.int32),
+            np.array([len(row) for row in first], np.int32),
+            self.threads if threads is None else threads,
+        )
 
     def answers(self, tokenizer: Any, texts: Sequence[str], temperature: float) -> list[Decoded | None]:
         """Text in, answer out, in one native call; None for a message whose logits are not finite.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flyweight.model.encoder import Encoder
 from flyweight.model.linear import Linear, quantize_activations
@@ -32,13 +33,17 @@ class Stage(NamedTuple):
     replay: Callable[[], None]
 
 
-def second_moment(module: Linear, replay: Callable[[], None]) -> Tensor:
-    """H of one matrix, (n_in, n_in) float32, by a replay of its stage."""
-    n = module.weight.shape[1]
+def second_moment(module: Linear, replay: Callable[[], None], constant: bool = False) -> Tensor:
+    """H of one matrix, (n_in, n_in) float32, by a replay of its stage.
+
+    constant: with a 1 behind the inputs, which the bias is the column of.
+    """
+    n = module.weight.shape[1] + constant
     h = torch.zeros(n, n, device=module.weight.device)
 
     def add(_: Any, inputs: tuple[Tensor]) -> None:
         x = quantize_activations(inputs[0]).flatten(0, -2)
+        x = F.pad(x, (0, 1), value=1.0) if constant else x
         h.addmm_(x.t(), x)
 
     handle = module.register_forward_pre_hook(add)
