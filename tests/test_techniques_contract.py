@@ -25,6 +25,7 @@ from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.export.fly import save
 from flyweight.forms.codes import code_bits
+from flyweight.model.linear import mask_of
 from flyweight.model.nlu import NLUModel
 from flyweight.recipe import Recipe, compress
 from flyweight.runtime.parser import load
@@ -85,8 +86,42 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"epochs": 1, "activations": "static", "ranges": "lsq", "delay": 0.0, "distil": "logits"},
         {"epochs": 1, "granularity": "matrix", "ranges": "lsq", "embeddings": False, "learning_rate": 0.001},
     ],
+    "magnitude": [
+        {"epochs": 1},
+        {"epochs": 0, "schedule": "one-shot", "shape": "1x4", "sparsity": 0.6},
+        {"epochs": 2, "schedule": "iterative", "scope": "global", "sparsity": 0.9, "heads": True, "distil": None},
+        {"epochs": 1, "schedule": "one-shot", "shape": "2:4", "distil": "logits", "learning_rate": 0.001},
+        {"epochs": 1, "shape": "1x4", "scope": "global", "sparsity": 0.3},
+    ],
+    "movement": [
+        {"epochs": 1},
+        {"epochs": 2, "shape": "1x4", "sparsity": 0.7, "heads": True, "distil": None},
+        {"epochs": 1, "shape": "3:5", "distil": "logits", "learning_rate": 0.001},
+        {"epochs": 3, "mode": "soft", "sparsity": 0.5},
+    ],
 }
 # (settings, the field at fault, what is allowed)
+PRUNED: list[tuple[dict[str, Any], str, str]] = [
+    *(
+        ({"sparsity": v}, "sparsity", "allowed: none, or a number from 0 to below 1")
+        for v in (1, 1.0, -0.1, "0.5", True, float("nan"), [0.5])
+    ),
+    ({"sparsity": 0.8, "shape": "2:4"}, "sparsity", "allowed: none, or 0.5, as 2:4 has it"),
+    *(
+        (
+            {"shape": v},
+            "shape",
+            "allowed: unstructured, 1x4, or n:m with whole numbers 1 <= n < m <= 16, such as 2:4 (in YAML with quotes)",
+        )
+        for v in ("4x1", "4:4", "4:2", "0:4", "2:17", "02:4", "2:4:8", "", None, 124, True)
+    ),
+    *(({"heads": v}, "heads", "allowed: true, false") for v in (1, 0, None, "yes")),
+    *(
+        ({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1")
+        for v in (0, 1, -0.1, "fast", None, True, float("nan"))
+    ),
+    *(({"distil": v}, "distil", "allowed: none, logits, hidden") for v in ("all", "none", True)),
+]
 BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
     "mixed_precision": [
         *(
@@ -194,7 +229,28 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
         *(({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1") for v in (0, 1, None)),
         *(({"distil": v}, "distil", "allowed: none, logits, hidden") for v in ("soft", True)),
     ],
+    "magnitude": [
+        *PRUNED,
+        *(({"scope": v}, "scope", "allowed: matrix, global") for v in ("layer", None, True)),
+        *(({"schedule": v}, "schedule", "allowed: one-shot, iterative, gradual") for v in ("cubic", None, 1)),
+        *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 0 to 1000") for v in (-1, 1001, 2.0, True)),
+        *(
+            (
+                {"epochs": 0} | schedule,
+                "epochs",
+                "allowed: none, or a whole number from 1 to 1000; 0 only with schedule one-shot",
+            )
+            for schedule in ({}, {"schedule": "iterative"})
+        ),
+    ],
+    "movement": [
+        *PRUNED,
+        *(({"mode": v}, "mode", "allowed: hard, soft") for v in ("sigmoid", None, True)),
+        ({"mode": "soft", "shape": "2:4"}, "mode", "allowed: hard, where shape is 2:4"),
+        *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 1 to 1000") for v in (0, 1001, 2.0, True)),
+    ],
 }
+PRUNING = ("magnitude", "movement")
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name, all_ in SETTINGS.items() for i in range(len(all_))]
 # Every variant of a model; the settings of 256 centres, which take a second, on one only.
 SLOW = (("codebook", 0), ("codebook", 4))
@@ -413,6 +469,8 @@ def test_the_file_answers_like_the_model(of: str, name: str, i: int, applied: Ap
 def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: bool) -> dict[str, Any]:
     """What a room's settings promise of a matrix: form, activations, and bytes by (rows, columns)."""
     plain = {"form": "float32", "activations": "float", "bytes": {"values": lambda r, c: 4 * r * c}}
+    if name in PRUNING:  # an empty matrix; for others see pruned_form
+        return plain
     if name in ("int8", "static_int8", "qat"):
         if part != "encoder" and not settings.get(part, True) and (name != "qat" or is_embedding):
             return plain
@@ -443,6 +501,15 @@ def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: b
     return claimed | {"activations": "int8" if integer else "float"}
 
 
+def pruned_form(settings: dict[str, Any], part: str, mask: np.ndarray) -> dict[str, Any]:
+    """The claim of a pruning room on a matrix that is not empty: survivors as floats, a bit for each weight or four."""
+    if part == "embeddings" or (part == "heads" and not settings.get("heads", False)):
+        return claimed_form("codebook", {part: None}, part, False)
+    block = 4 if settings.get("shape") == "1x4" else 1
+    sizes = {"mask": lambda r, c: r * -(-c // (8 * block)), "values": lambda r, c: 4 * int(mask.sum())}
+    return {"form": "sparse", "block": block, "values": {"form": "float32"}, "activations": "float", "bytes": sizes}
+
+
 def measured_form(bits: int, part: str, is_embedding: bool) -> dict[str, Any]:
     """The claim of mixed precision on a matrix to which it gave these bits: codes always have int8 centres."""
     if bits == 8:
@@ -462,12 +529,16 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
     parent, child, path = applied(of, name, i)
     file: Artifact = read(path)
     entries = dict(file.manifest["weights"])
-    seen, padding = set(), 0
+    seen, padding, n_removed = set(), 0, 0
     for matrix, module, part in child.matrices():
         claimed = claimed_form(name, SETTINGS[name][i], part, matrix in LOOKED_UP)
         if name == "mixed_precision":
             assert module.form is not None
             claimed = measured_form(module.form.bits, part, matrix in LOOKED_UP)
+        if name in PRUNING and module.weight.numel():
+            mask = mask_of(module)
+            claimed = pruned_form(SETTINGS[name][i], part, np.ones((0, 0), bool) if mask is None else mask)
+            n_removed += 0 if mask is None else int((~mask).sum())
         entry, sizes = entries.pop(matrix), claimed.pop("bytes")
         rows, columns = entry["shape"]
         assert (rows, columns) == tuple(module.weight.shape)
@@ -501,9 +572,11 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
     assert entries == {}
     if name == "mixed_precision":
         assert "codes" in seen
+    elif name in PRUNING:
+        assert seen == {"float32", "sparse"}
     else:
         assert seen - {"float32"} == {claimed_form(name, SETTINGS[name][i], "encoder", False)["form"]}
-    assert child.n_parameters() == parent.n_parameters()
+    assert child.n_parameters() == parent.n_parameters() - n_removed
     assert (
         sum(a.nbytes for k, a in file.arrays.items() if k != "tokenizer.json" and "golden" not in k)
         == child.size_bytes() + padding

@@ -68,7 +68,7 @@ def group(shape: str) -> tuple[int, int] | None:
 def check_removed(room: str, sparsity: object, shape: object) -> None:
     """Refuse shares and shapes that no mask has, and a share that a shape n:m does not leave. Errors: ConfigError."""
     if not isinstance(shape, str) or (shape not in ("unstructured", "1x4") and group(shape) is None):
-        allowed = f"unstructured, 1x4, or n:m with whole numbers 1 <= n < m <= {MAX_GROUP}, such as 2:4"
+        allowed = f"unstructured, 1x4, or n:m with whole numbers 1 <= n < m <= {MAX_GROUP}, such as 2:4 (in YAML with quotes)"
         raise ConfigError(f"{room}: shape is {shape!r}; allowed: {allowed}")
     if sparsity is not None and not (type(sparsity) in (int, float) and 0 <= sparsity < 1):  # type: ignore[operator]
         raise ConfigError(f"{room}: sparsity is {sparsity!r}; allowed: none, or a number from 0 to below 1")
