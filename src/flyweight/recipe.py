@@ -141,7 +141,7 @@ def compress(
         calibrate(child, data.validation)
         minutes = (time.monotonic() - start) / 60
         receipt = make_receipt(step, model, child, teacher, messages, part, parent_answers, minutes, progress)
-        child.card = replace(model.card, steps=[*model.card.steps, receipt.to_dict()])
+        child.card = replace(model.card, steps=[*model.card.steps, receipt.to_dict()], survivors=child.card.survivors)
         model = child
     model.card = replace(model.card, metrics={part: model.card.steps[-1]["quality"]})
     return model
@@ -212,10 +212,11 @@ def make_receipt(
 def _repacked(before: NLUModel, after: NLUModel) -> int:
     """Number of matrices that were packed and now have another form, granularity, number of bits, or no static steps.
 
-    Static steps are those of the input and, of an attention, those of Q, K and V.
+    Static steps are those of the input and, of an attention, those of Q, K and V. Those of layers that are gone are
+    none.
     """
-    found = 0
-    for (_, a, _), (_, b, _) in zip(before.matrices(), after.matrices(), strict=True):
+    found, now = 0, {name: module for name, module, _ in after.matrices()}
+    for a, b in ((module, now[name]) for name, module, _ in before.matrices() if name in now):
         lost = computes(a).keys() - computes(b).keys()
         found += a.form is not None and (b.form is None or _kind(a.form) != _kind(b.form) or bool(lost))
     return found

@@ -82,6 +82,8 @@ def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays["tokenizer.json"] = np.frombuffer(model.tokenizer.source.encode(), np.uint8)
     card = asdict(model.card)
     lineage = {k: card[k] for k in ("base", "data_fingerprint", "split", "seen", "steps")}
+    if card["survivors"] is not None:
+        lineage["survivors"] = card["survivors"]
     manifest = {
         "model": model.describe(),
         "weights": weights,

@@ -38,7 +38,10 @@ EVAL_BATCH = 64
 
 @dataclass
 class Card:
-    """What a model remembers of its making: base, data, steps, metrics, and golden messages for the export."""
+    """What a model remembers of its making: base, data, steps, metrics, and golden messages for the export.
+
+    survivors: which layers, heads and neurons a structurally pruned model has left, see flyweight.model.survivors.
+    """
 
     base: str = ""
     data_fingerprint: str = ""
@@ -47,6 +50,7 @@ class Card:
     steps: list[dict[str, Any]] = field(default_factory=list)  # one entry a training or technique, in order
     metrics: dict[str, Any] = field(default_factory=dict)
     golden: list[str] = field(default_factory=list)
+    survivors: dict[str, Any] | None = None
 
 
 class NLUModel(nn.Module):

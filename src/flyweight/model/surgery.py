@@ -23,6 +23,7 @@ from flyweight.errors import ConfigError
 from flyweight.model.encoder import LayerShape
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel
+from flyweight.model.survivors import survivors_of
 
 Kept = Mapping[int, Sequence[int]]  # layer -> indices kept, in any order; layers that are absent stay as they are
 
@@ -40,6 +41,7 @@ def keep_heads(model: NLUModel, kept: Kept) -> NLUModel:
         if attention.relative_bias is not None:
             attention.relative_bias = _parameter(attention.relative_bias, 1, heads)
         attention.heads = len(heads)
+    model.card.survivors = survivors_of(model).with_heads(kept).to_dict()
     return reshaped(model)
 
 
@@ -49,6 +51,7 @@ def keep_neurons(model: NLUModel, kept: Kept) -> NLUModel:
     for i, neurons in _checked(model, kept, [s.ffn for s in model.encoder.config.layers], "neuron").items():
         ffn = model.encoder.layers[i].ffn
         ffn.up, ffn.down = kept_rows(ffn.up, neurons), kept_columns(ffn.down, neurons)
+    model.card.survivors = survivors_of(model).with_neurons(kept).to_dict()
     return reshaped(model)
 
 
@@ -57,6 +60,7 @@ def keep_layers(model: NLUModel, kept: Sequence[int]) -> NLUModel:
     model = unpacked_copy(model)
     layers = _indices(kept, len(model.encoder.layers), "layer", "the model").tolist()
     model.encoder.layers = nn.ModuleList(model.encoder.layers[i] for i in layers)  # type: ignore[assignment]
+    model.card.survivors = survivors_of(model).with_layers(layers).to_dict()
     return reshaped(model)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from flyweight.errors import CheckpointError
 from flyweight.model.encoder import EncoderConfig, LayerShape
+from flyweight.model.nlu import NLUModel
 
 Indices = tuple[int, ...]
 
@@ -77,6 +78,12 @@ class Survivors:
         if not fits:
             raise CheckpointError("what survived the pruning does not fit the dense model's shape")
         return cls(dense, layers, heads, neurons)
+
+
+def survivors_of(model: NLUModel) -> Survivors:
+    """What the model's card says; all of its own, where nothing was removed yet."""
+    found = model.card.survivors
+    return Survivors.all_of(model.encoder.config) if found is None else Survivors.from_dict(found)
 
 
 def _cut(now: tuple[Indices, ...], kept: Mapping[int, Sequence[int]]) -> tuple[Indices, ...]:
