@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
+from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Loss, labels_loss
+from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,42 @@ class Technique(Protocol):
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A new model; the input is never changed."""
         ...
+
+
+def retrained(
+    model: NLUModel,
+    run: Run,
+    *,
+    epochs: int | None,
+    learning_rate: float,
+    distil: Distil,
+    layers: Sequence[int] | None = None,
+) -> NLUModel:
+    """The model after so many passes over the run's messages (in place): 0 none, None about 1500 steps.
+
+    distil, layers: as in fit_taught. A teacher's answers need no dropout to be learnt from.
+    """
+    if epochs == 0:
+        return model
+    data = taught_data(run.data, distil, run.seed, run.loss)
+    settings = TrainingSettings(
+        epochs=epochs_of(epochs, data),
+        learning_rate=learning_rate,
+        dropout=TrainingSettings.dropout if distil is None else 0.0,
+        seed=run.seed,
+    )
+    return fit_taught(
+        model,
+        data,
+        settings,
+        teacher=run.teacher,
+        distil=distil,
+        loss=run.loss,
+        layers=layers,
+        device=run.device,
+        folder=run.folder,
+        progress=run.progress,
+    )
 
 
 def technique(table: dict[str, type[Technique]], name: str, settings: dict[str, Any]) -> Technique:

@@ -13,6 +13,7 @@ Cost: a forward and a backward pass a message (the weights need no gradient), an
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -107,6 +108,15 @@ def normalised(scores: np.ndarray) -> np.ndarray:
     """scores / |scores|_2; zeros stay zeros."""
     norm = np.linalg.norm(scores)
     return scores / norm if norm > 0 else scores
+
+
+def counts(total: int, keep: float, step: float) -> list[int]:
+    """Units kept after each round: total less ceil(step * total) a round, down to round(keep * total).
+
+    Empty where that is all of them: nothing is to be removed.
+    """
+    last, removed = round(keep * total), math.ceil(step * total)
+    return [*range(total - removed, last, -removed), last] if last < total else []
 
 
 def most_important(scores: Sequence[np.ndarray], count: int) -> dict[int, list[int]]:

@@ -1,0 +1,161 @@
+"""Rooms that remove heads, neurons and layers: how much goes, which ones, in which order, and what they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_models import quiet_run, random_model, same_bits, variant
+
+from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError, DataError
+from flyweight.model.nlu import NLUModel
+from flyweight.model.surgery import keep_heads, keep_layers
+from flyweight.techniques.head_pruning import HeadPruning
+from flyweight.techniques.int8 import Int8
+from flyweight.techniques.layer_pruning import LayerPruning, mean_loss
+from flyweight.techniques.neuron_pruning import NeuronPruning
+from flyweight.training.importance import counts, head_importance, mask_gradients
+
+
+def shapes(model: NLUModel) -> list[tuple[int, int]]:
+    return [(s.heads, s.ffn) for s in model.encoder.config.layers]
+
+
+@pytest.mark.parametrize(
+    ("total", "keep", "step", "wanted"),
+    [
+        (72, 0.5, 0.1, [64, 56, 48, 40, 36]),
+        (72, 0.0, 0.25, [54, 36, 18, 0]),
+        (10, 0.9, 0.1, [9]),
+        (10, 0.5, 1, [5]),
+        (10, 0.96, 0.1, []),  # round(9.6) = 10: nothing goes
+        (5, 0.0, 0.01, [4, 3, 2, 1, 0]),
+        (0, 0.5, 0.1, []),
+    ],
+)
+def test_counts_after_each_round(total: int, keep: float, step: float, wanted: list[int]) -> None:
+    assert counts(total, keep, step) == wanted
+
+
+def test_heads_go_in_rounds_and_are_scored_again(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    model = random_model(tiny_model, layers=((4, 8), (3, 8)))
+    run = quiet_run(tiny_data, model)
+    child = HeadPruning(keep=0.5, step=0.3, epochs=0, n_messages=16).apply(model, run)
+    assert sum(h for h, _ in shapes(child)) == 4  # round(3.5), in one round of ceil(2.1) = 3
+    by_hand = model
+    scores = head_importance(mask_gradients(by_hand, tiny_data.train, 16, device="cpu"))
+    least = sorted((float(s), i, h) for i, of_layer in enumerate(scores) for h, s in enumerate(of_layer))[:3]
+    gone = {(i, h) for _, i, h in least}
+    kept = {i: [h for h in range(n) if (i, h) not in gone] for i, n in enumerate((4, 3))}
+    assert same_bits(child, keep_heads(model, kept), [m.text for m in tiny_data.validation])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3])
+def test_neurons_go_over_all_layers(tiny_data: NLUData, tiny_model: NLUModel, keep: float) -> None:
+    model = variant(tiny_model, "cut")
+    room = NeuronPruning(keep=keep, step=0.4, between=0, epochs=0, n_messages=8)
+    child = room.apply(model, quiet_run(tiny_data, model))
+    assert sum(n for _, n in shapes(child)) == round(keep * 58)
+    assert [h for h, _ in shapes(child)] == [h for h, _ in shapes(model)]
+
+
+def test_training_between_rounds_is_training(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    model = variant(tiny_model, "plain")
+    room = NeuronPruning(keep=0.5, step=0.25, between=1, epochs=2, n_messages=8)
+    child = room.apply(model, quiet_run(tiny_data, model))
+    trained = [step["training"]["epochs"] for step in child.card.steps if "training" in step]
+    assert trained == [step["training"]["epochs"] for step in model.card.steps if "training" in step] + [1, 2]
+
+
+def test_what_was_learnt_is_nearer_to_the_model_before(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    texts = [m.text for m in tiny_data.test]
+    before = [a for a, _ in tiny_model.logits(tiny_model.tokenizer.encode_batch(texts))]
+
+    def gap(epochs: int) -> float:
+        room = NeuronPruning(keep=0.2, step=0.4, between=0, epochs=epochs, learning_rate=1e-3)
+        child = room.apply(tiny_model, quiet_run(tiny_data, tiny_model))
+        after = [a for a, _ in child.logits(child.tokenizer.encode_batch(texts))]
+        return float(np.mean(np.square(np.subtract(after, before))))
+
+    assert gap(20) < 0.7 * gap(0)
+
+
+# layers -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_layer_that_does_least_goes_first(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    """Layer 1 of three adds nearly nothing before its norms, whose weights are 1: the model hardly sees it."""
+    model = random_model(tiny_model, layers=((3, 37),) * 3)
+    with torch.no_grad():
+        for part in (model.encoder.layers[1].attention, model.encoder.layers[1].ffn):
+            part.norm.weight.fill_(1)
+            part.norm.bias.fill_(0)
+        for matrix in (model.encoder.layers[1].attention.out, model.encoder.layers[1].ffn.down):
+            assert matrix.bias is not None
+            matrix.weight.mul_(1e-6)
+            matrix.bias.fill_(0)
+        model.encoder.layers[0].ffn.norm.weight.fill_(1)
+        model.encoder.layers[0].ffn.norm.bias.fill_(0)
+    child = LayerPruning(keep=2, epochs=0).apply(model, quiet_run(tiny_data, model))
+    assert same_bits(child, keep_layers(model, [0, 2]), [m.text for m in tiny_data.test])
+
+
+def test_the_layer_without_which_the_loss_is_least_goes_first(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    model = random_model(tiny_model, layers=((3, 37),) * 3)
+    child = LayerPruning(keep=2, cost="loss", epochs=0).apply(model, quiet_run(tiny_data, model))
+    cut = [keep_layers(model, [j for j in range(3) if j != i]) for i in range(3)]
+    losses = [mean_loss(c, tiny_data.validation) for c in cut]
+    assert len(set(losses)) == 3
+    assert same_bits(child, cut[losses.index(min(losses))], [m.text for m in tiny_data.test])
+
+
+def test_layers_down_to_none(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    model = variant(tiny_model, "cut")
+    for keep, left in ((None, 2), (1, 1), (0, 0)):
+        child = LayerPruning(keep=keep, epochs=0).apply(model, quiet_run(tiny_data, model))
+        assert len(child.encoder.layers) == left
+
+
+@torch.no_grad()
+def test_the_mean_loss_by_hand(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    messages = [m for m in tiny_data.validation if not m.entities]
+    model = variant(tiny_model, "no entities")
+    found = []
+    for m in messages:
+        [(logits, _)] = model.logits([model.tokenizer.encode(m.text)])
+        p = np.exp(logits.astype(np.float64) - logits.max())
+        found.append(-np.log(p[model.labels.intents.index(str(m.intent))] / p.sum()))
+    assert mean_loss(model, messages) == pytest.approx(float(np.mean(found)), rel=1e-5)
+
+
+def test_layers_left_learn_from_their_own(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    model = random_model(tiny_model, layers=((3, 37),) * 3)
+    child = LayerPruning(keep=2, epochs=1, distil="hidden").apply(model, quiet_run(tiny_data, model))
+    assert len(child.encoder.layers) == 2
+    with pytest.raises(ConfigError, match="^layer_pruning: the model has 2 layers, the one before the first tech"):
+        LayerPruning(keep=1, distil="hidden").apply(child, quiet_run(tiny_data, model))
+    assert len(LayerPruning(keep=1, epochs=0).apply(child, quiet_run(tiny_data, model)).encoder.layers) == 1
+
+
+# refusals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [HeadPruning(), NeuronPruning(), LayerPruning()])
+def test_a_packed_model_is_refused_in_one_line(tiny_data: NLUData, tiny_model: NLUModel, room: Any) -> None:
+    run = quiet_run(tiny_data, tiny_model)
+    packed = Int8(embeddings=False, heads=False).apply(tiny_model, run)
+    with pytest.raises(ConfigError, match="^[^\n]* is packed or masked; [^\n]*prune structure first[^\n]*$"):
+        room.apply(packed, run)
+
+
+def test_without_messages_that_tell(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    bare = replace(tiny_data, train=(), validation=())
+    for room in (HeadPruning(epochs=0), NeuronPruning(epochs=0)):
+        with pytest.raises(DataError, match="^no labelled message; "):
+            room.apply(tiny_model, quiet_run(bare, tiny_model))
+    with pytest.raises(DataError, match="^no validation messages; "):
+        LayerPruning(epochs=0).apply(tiny_model, quiet_run(bare, tiny_model))
