@@ -55,14 +55,15 @@ def retrained(
     learning_rate: float,
     distil: Distil,
     layers: Sequence[int] | None = None,
+    splices_each: int = 1,
 ) -> NLUModel:
     """The model after so many passes over the run's messages (in place): 0 none, None about 1500 steps.
 
-    distil, layers: as in fit_taught. A teacher's answers need no dropout to be learnt from.
+    distil, layers: as in fit_taught; splices_each: as in taught_data. A teacher's answers need no dropout.
     """
     if epochs == 0:
         return model
-    data = taught_data(run.data, distil, run.seed, run.loss)
+    data = taught_data(run.data, distil, run.seed, run.loss, splices_each)
     settings = TrainingSettings(
         epochs=epochs_of(epochs, data),
         learning_rate=learning_rate,
