@@ -1,14 +1,16 @@
 """Movement pruning: the weights that training moves towards 0 go, whatever their size.
 
     s = - sum_t dL/dw'_t * w_t,  w' = w * mask          the higher, the more training moves a weight away from 0
-    hard   the share of the weights with the highest s stays, in each matrix; the share falls by the cubic schedule:
-           removed s (1 - (1 - u)^3), u rising from 0 at a tenth to 1 at six tenths of the training
-    soft   minimise L + p sum sigmoid(s): a weight stays while sigmoid(s) > 0.1, one threshold for all matrices, so that
-           each finds its own share; p is driven by the schedule, and the last mask takes the exact share by s
+    hard   the weights with the highest s stay, the same share of each matrix
+    soft   one threshold of s for all matrices, so that each finds its own share; a step's terms of s are divided by
+           their root mean square over the matrix, as Adam's steps would be alike
 
-Of blocks (1x4) and groups (n:m) the sums and the best of these scores. Soft steps of s are a hundredth each (root mean
-square over a matrix). Scores are summed over the training until the last mask; weights that are masked keep their
-values and go on being scored, so that they may come back.
+The share that stays falls by the cubic schedule: removed are S (1 - (1 - u)^3), u rising from 0 at a tenth to 1 at six
+tenths of the training. Of blocks (1x4) and groups (n:m) the sums and the best of these scores. Masked weights keep
+their values and go on being scored, so that they may come back, until the last mask.
+
+Soft pruning as published keeps the threshold and presses all scores down by a penalty p sum sigmoid(s), p found by
+trial for the share that is wanted. What is pressed alike keeps its order, so the threshold follows the schedule here.
 
 Changes: as magnitude: a bit a weight (1x4: a quarter) and the values of those that stay, float; int8, codebook, gptq
 and the others keep the mask. Heads and embeddings as there. Needs: messages, labelled unless distil says otherwise.

@@ -2,7 +2,7 @@
 
     magnitude   s = |w|
     movement    s = - sum_t dL/dw' * w,  w' = w * mask: large where training moves a weight away from 0
-    soft        movement in steps of one size, and every step  s -= p sigmoid'(s);  stays where sigmoid(s) > 0.1
+    soft        the same, each step's gradient times weight divided by its root mean square over the matrix
 
     unstructured   the weights with the highest scores
     1x4            four neighbours along the input stay or go together, by the sum of their scores
@@ -49,10 +49,7 @@ MAX_GROUP = 16  # the largest m of n:m
 ROUNDS = 4  # of the iterative schedule
 BEGIN, END = 0.1, 0.6  # of the training, where the gradual schedule begins and ends: then the weights left settle
 UPDATE_STEPS = 10  # training steps between two masks of the gradual schedule
-SCORE_STEP = 0.01  # root mean square of what one training step adds to soft scores
-EDGE = -math.log(9)  # sigmoid(EDGE) = 0.1: soft scores begin at 0 and a weight goes once its score is below
 LOWEST = -1e30  # score of a weight that is not there; sums of a block of them are finite
-PRESSURE, PRESSURE_STEP = 0.01, 1.05  # the first p; what it is multiplied with or divided by in each step
 
 
 # shapes and masks ---------------------------------------------------------------------------------------------------
@@ -68,7 +65,9 @@ def group(shape: str) -> tuple[int, int] | None:
 def check_removed(room: str, sparsity: object, shape: object) -> None:
     """Refuse shares and shapes that no mask has, and a share that a shape n:m does not leave. Errors: ConfigError."""
     if not isinstance(shape, str) or (shape not in ("unstructured", "1x4") and group(shape) is None):
-        allowed = f"unstructured, 1x4, or n:m with whole numbers 1 <= n < m <= {MAX_GROUP}, such as 2:4 (in YAML with quotes)"
+        allowed = (
+            f"unstructured, 1x4, or n:m with whole numbers 1 <= n < m <= {MAX_GROUP}, such as 2:4 (in YAML with quotes)"
+        )
         raise ConfigError(f"{room}: shape is {shape!r}; allowed: {allowed}")
     if sparsity is not None and not (type(sparsity) in (int, float) and 0 <= sparsity < 1):  # type: ignore[operator]
         raise ConfigError(f"{room}: sparsity is {sparsity!r}; allowed: none, or a number from 0 to below 1")
@@ -175,7 +174,7 @@ class Plan:
             return step == self.settled_at
         if self.schedule == "iterative":
             return step == 0 or int(step / self.n_steps * ROUNDS) > int((step - 1) / self.n_steps * ROUNDS)
-        return self.criterion == "soft" or step % UPDATE_STEPS == 0
+        return step % UPDATE_STEPS == 0
 
 
 def steps_of(settings: TrainingSettings, data: NLUData) -> int:
@@ -203,7 +202,7 @@ class _Masked(torch.autograd.Function):
         if ctx.scores is not None:
             moved = grad * weight
             if ctx.soft:
-                moved *= SCORE_STEP / moved.square().mean().sqrt().clamp_min(2.0**-100)
+                moved /= moved.square().mean().sqrt().clamp_min(2.0**-100)
             ctx.scores.sub_(moved)
         return grad * mask, None, None, None
 
@@ -220,10 +219,8 @@ class PrunedWeight(WeightQuantizer):
         self.mask: Tensor
         self.scores: Tensor | None
         self.step: Tensor
-        self.pressure: Tensor
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("pressure", torch.full((), PRESSURE))
         self.register_buffer("scores", None if plan.criterion == "magnitude" else torch.zeros_like(weight.detach()))
 
     def extra_repr(self) -> str:
@@ -276,28 +273,8 @@ class Pruner:
             weight.step += 1
         if not self.plan.renews(step):
             return
-        if self.plan.criterion == "soft" and step < self.plan.settled_at:
-            self._press(1 - self.plan.removed(step))
-            return
         scores = [_scores(m, w) for m, w in zip(self.matrices, self.weights, strict=True)]
         self._set(masks(scores, 1 - self.plan.removed(step), self.plan.shape, self.plan.scope))
-
-    def _press(self, keep: float) -> None:
-        """A step of soft pruning: scores fall, faster in each step in which more weights stay than should."""
-        pressure = self.weights[0].pressure
-        for weight in self.weights:
-            assert weight.scores is not None
-            sigmoid = torch.sigmoid(weight.scores)
-            weight.scores -= pressure * sigmoid * (1 - sigmoid)
-        blocks = [_scores(m, w) for m, w in zip(self.matrices, self.weights, strict=True)]
-        size = BLOCK if self.plan.shape == "1x4" else 1
-        stay = [
-            (_blocks(s, size).sum(-1) > EDGE * size).repeat_interleave(size, dim=1)[:, : s.shape[1]] for s in blocks
-        ]
-        self._set(stay)
-        too_many = sum(int(s.sum()) for s in stay) > keep * sum(s.numel() for s in stay)
-        for weight in self.weights:
-            weight.pressure.copy_(pressure * PRESSURE_STEP if too_many else pressure / PRESSURE_STEP)
 
     def _set(self, found: Sequence[Tensor]) -> None:
         for module, weight, mask in zip(self.matrices, self.weights, found, strict=True):
