@@ -51,7 +51,7 @@ if(MSVC) # its intrinsics need no flags; /arch only says what the compiler may u
 else()
   set(avx2 -mavx2 -mfma)
   set(avxvnni ${avx2} -mavxvnni)
-  set(avx512vnni ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi)
+  set(avx512vnni ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mavx512vbmi2)
   set(amx ${avx512vnni} -mamx-tile -mamx-int8)
   set(neon -march=armv8.2-a+dotprod)
 endif()

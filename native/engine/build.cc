@@ -1,6 +1,7 @@
 // From what lies in the file to what the kernels take; every size is checked before it is used.
 #include "engine/build.h"
 
+#include <bit>
 #include <cmath>
 #include <stdexcept>
 
@@ -54,6 +55,48 @@ std::size_t n_centres(const std::string& name, std::size_t table_size, int rows,
   return table_size / tables;
 }
 
+// Where each row's survivors begin, counted from the mask, and which groups of four columns survive. Nothing of it lies
+// in the file: a damaged one cannot point beyond the survivors.
+void make_sparse(const std::string& name, const MatrixSource& from, Linear& to) {
+  Matrix& m = to.matrix;
+  if (from.block != 1 && from.block != 4) refuse(name, "has blocks of " + std::to_string(from.block) + "; allowed: 1 or 4");
+  if (from.shift) refuse(name, "is sparse and has a shift");
+  if (m.columns > kMaxSparseColumns)
+    refuse(name, "is sparse and has more than " + std::to_string(kMaxSparseColumns) + " columns");
+  const int padded = m.panels() * kPanel, n_bits = round_up(m.columns, kPiece) / from.block;  // of a row
+  const std::size_t row_bytes = std::size_t(n_bits) / 8;
+  expect(name, "mask (bytes)", from.mask.size, row_bytes * std::size_t(padded));
+  to.starts = Buffer<std::uint64_t>(std::size_t(padded) + 1);
+  const auto bit = [&](int row, int i) {
+    return from.mask.data[std::size_t(row) * row_bytes + std::size_t(i) / 8] >> i % 8 & 1;
+  };
+  std::uint64_t n = 0;
+  for (int row = 0; row < padded; ++row) {
+    const std::uint8_t* mask = from.mask.data + std::size_t(row) * row_bytes;
+    std::uint64_t alive = 0;
+    for (std::size_t i = 0; i < row_bytes; ++i) alive += std::uint64_t(std::popcount(mask[i]));
+    for (int i = (m.columns + from.block - 1) / from.block; i < n_bits; ++i)
+      if (bit(row, i)) refuse(name, "its mask has bits beyond the last column");
+    if (row >= m.rows && alive) refuse(name, "its mask has bits beyond the last row");
+    to.starts[std::size_t(row)] = n;
+    n += alive * std::uint64_t(from.block);
+  }
+  to.starts[std::size_t(padded)] = n;
+  constexpr std::size_t kTail = 64;  // bytes behind the last survivor that may be read
+  expect(name, "data (bytes)", from.data.size, std::size_t((n * std::uint64_t(m.bits) + 7) / 8) + kTail);
+  if (from.block == 4) {
+    to.groups = Buffer<std::uint16_t>(std::size_t(n / 4) + 16);
+    std::size_t at = 0;
+    for (int row = 0; row < m.rows; ++row)
+      for (int i = 0; i < n_bits; ++i)
+        if (bit(row, i)) to.groups[at++] = std::uint16_t(i * kPiece);
+    m.groups = to.groups.get();
+  }
+  m.block = from.block;
+  m.mask = from.mask.data;
+  m.starts = to.starts.get();
+}
+
 // 1 / a static step. Errors where either is no number above 0.
 float inverse_of(const std::string& name, const char* what, float step) {
   const float inverse = 1.0f / step;
@@ -82,6 +125,7 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
   }
   m.bias = to.bias.get();
   if (from.input_scale != 0.0f && !from.integer) refuse(name, "has an input scale; float activations have none");
+  if (from.block && from.values == Values::float32) refuse(name, "is sparse and has float weights");
   if (from.values == Values::float32) {
     if (from.integer) refuse(name, "has float weights; int8 activations need integer weights");
     expect(name, "data (bytes)", from.data.size, m.panel_bytes() * std::size_t(m.panels()));
@@ -93,7 +137,11 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
     refuse(name, "has codes of " + std::to_string(from.bits) + " bits; products take 1, 2 or 4");
   m.bits = from.values == Values::codes ? from.bits : 8;
   m.shift = from.shift;
-  expect(name, "data (bytes)", from.data.size, m.panel_bytes() * std::size_t(m.panels()));
+  if (from.block) {
+    make_sparse(name, from, to);
+  } else {
+    expect(name, "data (bytes)", from.data.size, m.panel_bytes() * std::size_t(m.panels()));
+  }
   if (from.scale.size == 0) refuse(name, "has no scale");
   to.scales = spread(name, "scale", from.scale, rows, padded);
   if (from.input_scale != 0.0f) {
@@ -137,6 +185,7 @@ void make_integer_attention(Layer& layer, const std::string& name, const std::ve
 
 Lookup make_lookup(const Matrices& matrices, const std::string& name, int rows, int columns) {
   const MatrixSource& from = source(matrices, name, rows, columns);
+  if (from.block) refuse(name, "is looked up; it cannot be sparse");
   if (from.integer || from.input_scale != 0.0f) refuse(name, "is looked up; its activations must be float");
   Lookup to;
   Embedding& e = to.embedding;

@@ -64,7 +64,7 @@ struct Features {
     avx2 = ymm && has(one.c, 28) && has(one.c, 12) && has(seven.b, 5);  // AVX, FMA, AVX2
     avxvnni = avx2 && has(seven_one.a, 4);
     const bool avx512 = has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31);  // F DQ BW VL
-    avx512vnni = avx2 && zmm && avx512 && has(seven.c, 1) && has(seven.c, 11);                         // VBMI, VNNI
+    avx512vnni = avx2 && zmm && avx512 && has(seven.c, 1) && has(seven.c, 6) && has(seven.c, 11);      // VBMI, VBMI2, VNNI
     amx = avx512vnni && tiles && has(seven.d, 24) && has(seven.d, 25) && tiles_permitted();            // TILE, INT8
   }
 

@@ -26,7 +26,8 @@ struct MatrixSource {
   bool integer = false;     // int8 activations
   float input_scale = 0.0f;  // of static activations: their step; 0: one a token
   int rows = 0, columns = 0, bits = 0, shift = 0;
-  Span<std::uint8_t> data;
+  int block = 0;             // sparse: columns of a bit of the mask, 1 or 4, as in kernels.h; 0: dense
+  Span<std::uint8_t> data, mask;
   Span<std::int8_t> table;
   Span<float> float_table, scale, bias;
   std::vector<float> output_scales;  // of qkv: the steps of int8 queries, keys and values; empty: float attention
@@ -58,6 +59,8 @@ struct Linear {
   Buffer<float> scales, bias;
   Buffer<std::uint8_t> tables;
   Buffer<std::int32_t> sums;
+  Buffer<std::uint64_t> starts;
+  Buffer<std::uint16_t> groups;
 };
 
 struct Lookup {

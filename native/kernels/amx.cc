@@ -21,6 +21,9 @@ namespace {
 #include "kernels/avx512.inc"
 #include "kernels/floats.inc"
 #include "kernels/products.inc"
+#define FLYWEIGHT_OWN_SPARSE_PANEL
+#include "kernels/avx512_sparse.inc"
+#include "kernels/sparse.inc"
 
 constexpr int kAhead = 4096;                 // bytes that weights are prefetched ahead of their use
 constexpr int kTile = kPanel * kPiece;       // bytes of a tile: a plane of a panel, 64 columns of a block
@@ -273,6 +276,7 @@ void multiply_form(const Matrix& m, const Quantized& x, int from, int to, int n_
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
+  if (m.block) return multiply_sparse(m, x, from, to, a, y, y_stride);
   const int n = in_blocks(x.n_tokens, kFewest);
   if (n > 0) {
     with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, n, y, y_stride); });

@@ -20,6 +20,9 @@ constexpr int kLanes = 16;   // floats of a vector at every level; partial sums 
 // sum_k |u8 activation| |int8 weight| <= 255 * 128 * 65536 = 2,139,095,040 < 2^31; float sums of q stay below 2^24.
 constexpr int kMaxColumns = 65536;
 
+// A sparse matrix of more columns lies densely in the engine: 16 rows decoded fit a stack, 64 times a group of four 16 bits.
+constexpr int kMaxSparseColumns = 4096;
+
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 enum class Values : std::uint8_t { float32, int8, codes };
@@ -30,6 +33,9 @@ enum class Activation : std::uint8_t { none, relu, gelu, gelu_tanh, tanh };
 //   int8     data int8 (P, ceil(columns / 64), 16, 64)
 //   codes    data uint8 (P, ceil(columns / (512 / bits)), 16, 64): plane j of byte i, its bits [j bits, (j + 1) bits),
 //            is the code of column 64 j + i of that piece
+// Sparse (block 1 or 4): data holds the survivors alone, row after row: int8, or the bits of their codes one after another,
+// lowest first; 64 bytes behind them may be read. mask uint8 (16 P, ceil(columns / 64), 8 / block): a bit says whether
+// `block` columns survive, columns filled up to 64.
 // scales and bias have 16 P entries (0 beyond `rows`). tables: 16 bytes a row (2^bits int8 centres, repeated); table_stride is
 // 16, or 0 where all rows share one.
 struct Matrix {
@@ -43,6 +49,10 @@ struct Matrix {
   const float* bias = nullptr;
   const std::int32_t* sums = nullptr;  // what Kernels::row_sums said, 16 P entries; null where a level needs none
   int shift = 0;                       // int8: W = (q - shift) scale
+  int block = 0;                       // columns of a bit of the mask, 1 or 4; 0: dense
+  const std::uint8_t* mask = nullptr;
+  const std::uint64_t* starts = nullptr;  // survivors before each row, 16 P + 1 entries
+  const std::uint16_t* groups = nullptr;  // block 4: of each four survivors, 64 times which four columns; 16 more behind
 
   int panels() const { return round_up(rows, kPanel) / kPanel; }
   int pieces() const {  // 64-byte pieces of one row

@@ -120,8 +120,24 @@ inline V pow2(V a) {
 #include "kernels/floats.inc"
 #include "kernels/products.inc"
 
+// The same of a sparse matrix: 0 where the mask has no bit, else the next survivor.
+inline void decode_sparse_row_of(const Matrix& m, int row, std::int8_t* w) {
+  const int n_bits = round_up(m.columns, kPiece) / m.block;
+  const std::uint8_t* mask = m.mask + std::size_t(row) * std::size_t(n_bits / 8);
+  std::size_t next = m.starts[row];
+  for (int k = 0; k < m.columns; ++k) {
+    const int bit = k / m.block;
+    w[k] = 0;
+    if ((mask[bit / 8] >> bit % 8 & 1) == 0) continue;
+    const std::size_t at = next++ * std::size_t(m.bits);  // the bits of this survivor begin there
+    const int code = m.data[at / 8] >> at % 8 & ((1 << m.bits) - 1);
+    w[k] = std::int8_t(m.values == Values::int8 ? code : m.tables[std::size_t(row) * m.table_stride + code]);
+  }
+}
+
 // The int8 weights of one row, columns in order.
 inline void decode_row_of(const Matrix& m, int row, std::int8_t* w) {
+  if (m.block) return decode_sparse_row_of(m, row, w);
   const int held = m.values == Values::codes ? 512 / m.bits : kPiece;  // columns of a piece
   const std::uint8_t* piece = m.data + m.panel_bytes() * (row / kPanel) + row % kPanel * kPiece;
   for (int first = 0; first < m.columns; first += held, piece += kPanel * kPiece)

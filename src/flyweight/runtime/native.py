@@ -1,7 +1,8 @@
 """The one door to the C++ engine, `flyweight._native`: which level it computes with, and a model in it.
 
 Weights are not copied: the engine reads the panels where the file is mapped. What it cannot multiply is converted at
-load: int8 weights or centres by float activations into float32 panels, codes of 3, 5, 6, 7, 8 bits into int8 panels.
+load: int8 weights or centres by float activations into float32 panels, codes of 3, 5, 6, 7, 8 bits into int8 panels,
+sparse matrices of more than 4096 columns into dense ones.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from flyweight.artifact import LOOKED_UP, Artifact
 from flyweight.cores import usable_cores
 from flyweight.data.tags import Span
 from flyweight.errors import ArtifactError, ConfigError
-from flyweight.forms import panels
+from flyweight.forms import Sparse, panels
 from flyweight.forms.codes import Codes, by_row, code_bits
 from flyweight.positions import distance_buckets
 from flyweight.runtime.parts import check_parts, matrix_shapes, vector_shapes
@@ -26,6 +27,7 @@ from flyweight.tokenizer import Encoded
 
 ISA_VARIABLE = "FLYWEIGHT_ISA"
 WEIGHTS = {"float32": "values", "int8": "q", "codes": "codes"}  # the array of a form that is not its table or scale
+MAX_SPARSE_COLUMNS = 4096  # kernels.h
 BUILD_HINT = "install a C++ compiler, then: pip install --force-reinstall --no-deps flyweight"
 
 Decoded = tuple[list[int], list[float], list[Span], list[int]]  # order, confidences, words, path
@@ -185,6 +187,8 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     found |= {scale: entry.get(scale) for scale in ("input_scale", "output_scales")}
     if not rows * columns:  # no weights, whatever their form: y = bias
         return found | {"activations": "float"} | _weights("float32", np.zeros(0, np.float32))
+    if entry["form"] == "sparse":
+        return found | _sparse(artifact, name, entry)
     if name in LOOKED_UP or entry["layout"] == "panels":
         parts = artifact.stored(name)
         data = parts[WEIGHTS[entry["form"]]]
@@ -199,6 +203,23 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     return found | _weights("int8", panels.pack_int8(form.integers()), scale=form.scale)
 
 
+def _sparse(artifact: Artifact, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """A sparse matrix as the engine takes it: mask and survivors, or a dense one."""
+    if entry["layout"] == "panels" and entry["shape"][1] <= MAX_SPARSE_COLUMNS:
+        parts, values = artifact.stored(name), entry["values"] | {"shape": entry["shape"]}
+        table, scale = (by_row(values, parts[k]) if k in parts else None for k in ("table", "scale"))
+        bits = code_bits(values["centres"]) if values["form"] == "codes" else 0
+        weights = _weights(values["form"], parts[WEIGHTS[values["form"]]], table=table, scale=scale, bits=bits)
+        return weights | {"block": entry["block"], "mask": parts["mask"].reshape(-1)}
+    form = artifact.form(name)
+    assert isinstance(form, Sparse)
+    if name in LOOKED_UP:
+        return _weights("float32", form.dense())
+    if entry["activations"] == "float":
+        return _weights("float32", panels.pack_float32(form.dense()))
+    return _weights("int8", panels.pack_int8(form.integers()), scale=form.scale)
+
+
 def _weights(
     form: str,
     data: np.ndarray,
@@ -208,4 +229,5 @@ def _weights(
     bits: int = 0,
 ) -> dict[str, Any]:
     """Weights of a form, flat as stored."""
-    return {"form": form, "data": data.reshape(-1), "table": table, "scale": scale, "shift": shift, "bits": bits}
+    found = {"form": form, "data": data.reshape(-1), "table": table, "scale": scale, "shift": shift, "bits": bits}
+    return found | {"block": 0, "mask": None}
