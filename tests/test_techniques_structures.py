@@ -136,7 +136,7 @@ def test_layers_left_learn_from_their_own(tiny_data: NLUData, tiny_model: NLUMod
     model = random_model(tiny_model, layers=((3, 37),) * 3)
     child = LayerPruning(keep=2, epochs=1, distil="hidden").apply(model, quiet_run(tiny_data, model))
     assert len(child.encoder.layers) == 2
-    with pytest.raises(ConfigError, match="^layer_pruning: the model has 2 layers, the one before the first tech"):
+    with pytest.raises(ConfigError, match=r"^layer_pruning: the model has 2 layers, the one before the first tech"):
         LayerPruning(keep=1, distil="hidden").apply(child, quiet_run(tiny_data, model))
     assert len(LayerPruning(keep=1, epochs=0).apply(child, quiet_run(tiny_data, model)).encoder.layers) == 1
 
@@ -148,14 +148,14 @@ def test_layers_left_learn_from_their_own(tiny_data: NLUData, tiny_model: NLUMod
 def test_a_packed_model_is_refused_in_one_line(tiny_data: NLUData, tiny_model: NLUModel, room: Any) -> None:
     run = quiet_run(tiny_data, tiny_model)
     packed = Int8(embeddings=False, heads=False).apply(tiny_model, run)
-    with pytest.raises(ConfigError, match="^[^\n]* is packed or masked; [^\n]*prune structure first[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^[^\n]* is packed or masked; [^\n]*prune structure first[^\n]*$"):
         room.apply(packed, run)
 
 
 def test_without_messages_that_tell(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     bare = replace(tiny_data, train=(), validation=())
     for room in (HeadPruning(epochs=0), NeuronPruning(epochs=0)):
-        with pytest.raises(DataError, match="^no labelled message; "):
+        with pytest.raises(DataError, match=r"^no labelled message; "):
             room.apply(tiny_model, quiet_run(bare, tiny_model))
-    with pytest.raises(DataError, match="^no validation messages; "):
+    with pytest.raises(DataError, match=r"^no validation messages; "):
         LayerPruning(epochs=0).apply(tiny_model, quiet_run(bare, tiny_model))

@@ -1,8 +1,9 @@
-"""Physical surgery: a new model without some heads, neurons or layers; the input is untouched.
+"""Physical surgery: a new model without some heads, neurons, layers or tokens; the input is untouched.
 
     keep_heads     Wq, Wk, Wv (H*d, D) -> (H'*d, D), Wo (D, H*d) -> (D, H'*d), columns of the relative position bias
     keep_neurons   W1 (n, D) -> (n', D), W2 (D, n) -> (D, n')
     keep_layers    the others are gone, with their biases and norms
+    keep_tokens    word rows (V, E) -> (V', E), the tokenizer to match (tokenizer/shrink.py)
 
 The result computes what `encoder.masked` simulates, up to the order of float sums: a layer without heads or neurons
 keeps the bias, residual and norm of that part. It is an ordinary model: it saves, loads, trains and exports.
@@ -13,7 +14,7 @@ is pruned first and packed afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from flyweight.errors import ConfigError
 from flyweight.model.encoder import LayerShape
-from flyweight.model.linear import Linear
+from flyweight.model.linear import Embedding, Linear
 from flyweight.model.nlu import NLUModel
 from flyweight.model.survivors import survivors_of
+from flyweight.tokenizer import Tokenizer
+from flyweight.tokenizer.shrink import shrunk
 
 Kept = Mapping[int, Sequence[int]]  # layer -> indices kept, in any order; layers that are absent stay as they are
 
@@ -62,6 +65,21 @@ def keep_layers(model: NLUModel, kept: Sequence[int]) -> NLUModel:
     model.encoder.layers = nn.ModuleList(model.encoder.layers[i] for i in layers)  # type: ignore[assignment]
     model.card.survivors = survivors_of(model).with_layers(layers).to_dict()
     return reshaped(model)
+
+
+def keep_tokens(model: NLUModel, kept: Collection[int]) -> NLUModel:
+    """A new model with these token ids and those its tokenizer needs beside them; ids are numbered anew.
+
+    Errors: ConfigError for packed matrices and for a tokenizer that cannot be rewritten.
+    """
+    model = unpacked_copy(model)
+    source, order = shrunk(model.tokenizer.source, kept)
+    model.tokenizer = Tokenizer(source, model.tokenizer.max_tokens)
+    words = Embedding(len(order), model.encoder.words.weight.shape[1])
+    words.weight = _parameter(model.encoder.words.weight, 0, torch.tensor(order, dtype=torch.int64))
+    model.encoder.words = words.train(model.training)
+    model.encoder.config = replace(model.encoder.config, vocab_size=len(order))
+    return model
 
 
 def unpacked_copy(model: NLUModel) -> NLUModel:
