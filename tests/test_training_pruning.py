@@ -201,7 +201,7 @@ def test_a_masked_weight_is_scored_and_comes_back() -> None:
 
 
 def test_soft_scores_move_in_steps_of_one_size_and_share_one_threshold() -> None:
-    """Terms 3, -4 and 300, -400: divided by their root mean squares, sqrt(25 / 2) and 100 times that, they are alike."""
+    """Terms 3, -4 and 300, -400, divided by their root mean squares, sqrt(25 / 2) and 100 times that, are alike."""
     modules = [linear(torch.tensor([[3.0, -4.0]])), linear(torch.tensor([[300.0, -400.0]]))]
     pruner = Pruner(modules, plan(criterion="soft", schedule="gradual", scope="global"))
     for module in modules:
