@@ -85,7 +85,8 @@ def keep_tokens(model: NLUModel, kept: Collection[int]) -> NLUModel:
 def unpacked_copy(model: NLUModel) -> NLUModel:
     """An independent copy whose matrices may change their shape. Errors: ConfigError where one is packed or masked."""
     for name, module, _ in model.matrices():
-        if module.form is not None or module.activations != "float" or getattr(module, "mask", None) is not None:
+        masked = isinstance(module, Linear) and module.mask is not None
+        if masked or module.form is not None or module.activations != "float":
             raise ConfigError(
                 f"{name} is packed or masked; heads, neurons, layers and tokens are removed from float matrices only: "
                 "prune structure first, then prune single weights and pack"
