@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from flyweight.techniques.movement import Movement as Movement
     from flyweight.techniques.qat import QAT as QAT
     from flyweight.techniques.static_int8 import StaticInt8 as StaticInt8
+    from flyweight.techniques.structured import StructuredPruning as StructuredPruning
     from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
     from flyweight.training.logits import LogitsTeacher as LogitsTeacher
     from flyweight.training.loop import TrainingSettings as TrainingSettings
@@ -61,6 +62,7 @@ _PUBLIC = {
     "GPTQ": "techniques.gptq",
     "Int8": "techniques.int8",
     "StaticInt8": "techniques.static_int8",
+    "StructuredPruning": "techniques.structured",
     "MixedPrecision": "techniques.mixed_precision",
     "QAT": "techniques.qat",
     "Magnitude": "techniques.magnitude",

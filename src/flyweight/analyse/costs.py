@@ -178,9 +178,8 @@ def random_codes(module: Matrix, bits: int) -> Codes:
     """Codes of the matrix's shape and about its size."""
     rng, (rows, columns) = np.random.default_rng(0), module.weight.shape
     table = np.linspace(-127, 127, 2**bits).round().astype(np.int8)
-    scale = np.full(
-        rows, max(float(module.weight.detach().std(correction=0)), 1e-3) / 64 if columns else 1.0, np.float32
-    )
+    size = float(module.weight.detach().std(correction=0)) if rows * columns else 64.0
+    scale = np.full(rows, max(size, 1e-3) / 64, np.float32)
     codes = rng.integers(0, 2**bits, (rows, columns), np.uint8)
     return Codes(codes, np.tile(table, (rows, 1)), scale)
 

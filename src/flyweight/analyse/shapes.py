@@ -71,14 +71,10 @@ class ShapeTimes:
 class Clock:
     """Times of shapes beside those of one model, the dense one. What was measured is kept in `folder`, if any.
 
-    bits: of a weight in the encoder's matrices; all else is int8. Errors: ConfigError without the native engine.
+    bits: of a weight in the encoder's matrices; all else is int8.
     """
 
     def __init__(self, dense: NLUModel, texts: Sequence[str], bits: int, folder: str | None):
-        if native.module() is None:
-            raise ConfigError(
-                f"milliseconds are those of the native engine, but {native.why_not()}; {native.BUILD_HINT}"
-            )
         self.model, self.bits = dense, bits
         self.config = replace(dense.encoder.config, integer_only=False)
         self.encoded = spread(dense.tokenizer.encode_batch(list(texts)))
@@ -118,7 +114,11 @@ class Clock:
         return ShapeTimes(dense_ms, base, (norm, *attention), {0: norm} | dict(zip(widths[1:], ffn, strict=True)))
 
     def measure(self, config: EncoderConfig, n_calls: int) -> Clocked:
-        """The dense shape and this one, in turn."""
+        """The dense shape and this one, in turn. Errors: ConfigError without the native engine."""
+        if native.module() is None:
+            raise ConfigError(
+                f"milliseconds are those of the native engine, but {native.why_not()}; {native.BUILD_HINT}"
+            )
         with tempfile.TemporaryDirectory() as folder, single_thread():
             engines = {
                 "dense": engine_of(self._random(self.config), Path(folder) / "dense.fly"),

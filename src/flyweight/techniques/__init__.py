@@ -11,6 +11,7 @@ from flyweight.techniques.movement import Movement
 from flyweight.techniques.qat import QAT
 from flyweight.techniques.room import Technique
 from flyweight.techniques.static_int8 import StaticInt8
+from flyweight.techniques.structured import StructuredPruning
 from flyweight.techniques.trained_codes import TrainedCodes
 
 TECHNIQUES: dict[str, type[Technique]] = {
@@ -23,4 +24,5 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "qat": QAT,
     "magnitude": Magnitude,
     "movement": Movement,
+    "structured": StructuredPruning,
 }
