@@ -307,3 +307,39 @@ def test_groups_share_what_their_weights_want() -> None:
         assert (form.table[rows] == form.table[rows[0]]).all()
     assert kmeans.kmeans_codes(w, 4, "group", False, group=5).table.shape == (1, 4)
     assert kmeans.kmeans_codes(w, 100, "group", False, group=2).table.shape == (1, 100)
+
+
+# pruned weights -----------------------------------------------------------------------------------------------------
+
+
+def test_survivors_by_hand() -> None:
+    """Three of eight: repeated 3, 3 and 2 times, and each counts 1 in all. Rows without any stay as they are."""
+    w = np.array([[0, 5, 0, 0, -2, 0, 7, 0], [1, 2, 3, 4, 5, 6, 7, 8], [0] * 8], np.float32)
+    mask = np.stack([w[0] != 0, np.ones(8, bool), np.zeros(8, bool)])
+    found, counts = kmeans.survivors(w, mask)
+    assert found.tolist() == [[5, 5, 5, -2, -2, -2, 7, 7], [1, 2, 3, 4, 5, 6, 7, 8], [0] * 8]
+    assert counts is not None
+    assert counts[0].tolist() == pytest.approx([1 / 3] * 6 + [1 / 2] * 2)
+    assert counts[1:].tolist() == [[1] * 8] * 2
+    weighted = kmeans.survivors(w, mask, np.arange(24.0).reshape(3, 8))[1]
+    assert weighted is not None
+    assert weighted[0].tolist() == pytest.approx([1 / 3] * 3 + [4 / 3] * 3 + [3, 3])
+    assert kmeans.survivors(w, None) == (w, None)
+
+
+@pytest.mark.parametrize("n_there", [1, 3, 40, 300, 383, 384])
+@pytest.mark.parametrize("k", [2, 16])
+def test_centres_of_pruned_rows_are_those_of_the_weights_that_are_there(n_there: int, k: int) -> None:
+    """As good as centres of the survivors on their own, whatever lies at 0 beside them."""
+    rng = np.random.default_rng(n_there)
+    w = outlier_rows(6, 384)
+    mask = np.zeros(w.shape, bool)
+    for row in mask:
+        row[rng.permutation(384)[:n_there]] = True
+    found = kmeans.kmeans_codes(w * mask, k, "row", False, mask=mask).table
+    rows = [w[r][mask[r]] for r in range(6)]
+    alone = sum(squared_error(row, kmeans.centres(row[None], k)[0]) for row in rows)
+    assert sum(map(squared_error, rows, found)) <= 1.2 * alone + ROUNDING
+    matrix = kmeans.kmeans_codes(w * mask, k, "matrix", False, mask=mask).table[0]
+    alone = squared_error(w[mask], kmeans.centres(w[mask][None], k)[0])
+    assert squared_error(w[mask], matrix) <= 1.2 * alone + ROUNDING

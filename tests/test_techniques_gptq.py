@@ -95,12 +95,16 @@ def test_less_output_error_than_nearest_rounding(n: int, k: int) -> None:
         assert ((x @ (w - rounded(centres, codes)).t()) ** 2).sum() < 0.6 * plain
 
 
-def one_by_one(w: np.ndarray, centres: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """The specification (OBQ): after each column the inverse of H loses it, the rest moves by the optimum."""
+def one_by_one(w: np.ndarray, centres: np.ndarray, h: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """The specification (OBQ): after each column the inverse of H loses it, the rest moves by the optimum.
+
+    A weight outside the mask becomes 0, whatever it was to take over.
+    """
     w, inverse, codes = w.astype(np.float64).copy(), np.linalg.inv(h), np.zeros(w.shape, np.uint8)
     for j in range(w.shape[1]):
         codes[:, j] = nearest(w[:, j : j + 1], centres)[:, 0]
-        error = (w[:, j] - centres[np.arange(len(w)), codes[:, j]]) / inverse[j, j]
+        q = centres[np.arange(len(w)), codes[:, j]]
+        error = (w[:, j] - (q if mask is None else q * mask[:, j])) / inverse[j, j]
         w[:, j:] -= error[:, None] * inverse[j, j:]
         inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     return codes
@@ -114,6 +118,35 @@ def test_equals_the_inverse_updated_column_by_column() -> None:
     found = compensated(w, centres, x.t() @ x, 0.01).numpy()
     wanted = one_by_one(w.numpy(), centres.double().numpy(), h.numpy())
     assert (found == wanted).mean() > 0.99  # float32 columns: a tie may fall to the other side, and moves what follows
+
+
+def test_what_a_pruned_weight_was_to_take_over_later_columns_do() -> None:
+    """H^-1 of columns 1 and 2 is (2, -1; -1, 2) / 3. 0.32 -> -0.2: e0 = 0.52 gives them 2/3 e0 = 0.347, -1/3 e0.
+
+    Pruned, column 1 stays 0, and column 2 gets 1/2 0.347 back: 0.4 -> 0.86, as if there were no column 1. Free, column
+    1 becomes 0.86, e1 = -0.513, and column 2, 0.4 - 0.173 - 0.257 = -0.03, becomes -0.2.
+    """
+    h = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+    w, centres = torch.tensor([[0.32, 0.0, 0.4]]), torch.tensor([[-0.2, 0.86]])
+    mask = torch.tensor([[True, False, True]])
+    assert compensated(w, centres, h, NO_DAMP).tolist() == [[0, 1, 0]]
+    assert compensated(w, centres, h, NO_DAMP, mask=mask)[0, [0, 2]].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_with_a_mask_it_equals_the_inverse_updated_column_by_column(act_order: bool) -> None:
+    w, x = correlated(7, BLOCK + 12)
+    mask = torch.from_numpy(np.random.default_rng(1).random(w.shape) < 0.4)
+    w = w * mask
+    h = (x.t() @ x).double()
+    order = h.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(len(h))
+    h += 0.01 * h.diagonal().mean() * torch.eye(len(h))
+    centres = row_centres(w, 4)
+    found = compensated(w, centres, x.t() @ x, 0.01, act_order, mask)[:, order].numpy()
+    parts = w[:, order].numpy(), centres.double().numpy(), h[order][:, order].numpy(), mask[:, order].numpy()
+    there = parts[3]
+    assert (found == one_by_one(*parts))[there].mean() > 0.99
+    assert (found == one_by_one(*parts[:3]))[there].mean() < 0.9
 
 
 def test_even_levels_by_hand() -> None:
