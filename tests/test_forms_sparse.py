@@ -302,3 +302,19 @@ def test_damaged_survivors_are_refused() -> None:
         check(entry, arrays, "m", "panels")
     with pytest.raises(ArtifactError, match="'values' holds NaN"):
         check(entry, arrays | {"values": np.full_like(arrays["values"], np.nan)}, "m")
+
+
+def test_blocks_around_survivors() -> None:
+    q = np.array([[1, 0, 3, 4, 5, 6], [0, 2, 0, 0, 7, 8]], np.int8)
+    mask = np.array([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]], bool)
+    form = Sparse(Int8(q, np.ones(2, np.float32)), mask)
+    wide = form.in_blocks()
+    assert wide is not None
+    assert wide.mask.tolist() == [[True] * 4 + [False] * 2, [False] * 4 + [True] * 2]
+    assert wide.block == 4
+    assert wide.arrays()["q"].tolist() == [1, 0, 0, 0, 0, 8]
+    assert np.array_equal(wide.dense(), form.dense())
+    assert Sparse(values("codes int8 row 16", 5, 7), random_mask(5, 7, 1, 0.5)).in_blocks() is None
+    empty = Sparse(Int8(np.zeros((2, 0), np.int8), np.ones(2, np.float32)), np.zeros((2, 0), bool)).in_blocks()
+    assert empty is not None
+    assert empty.shape == (2, 0)

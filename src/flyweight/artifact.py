@@ -108,7 +108,8 @@ def check_multiplied(name: str, entry: dict[str, Any], where: str) -> None:
     if activations != "float":
         if name in LOOKED_UP:
             raise ArtifactError(f"{where} is looked up, its activations must be 'float'")
-        if entry["form"] == "float32" or entry.get("table") == "float32":
+        values = entry["values"] if entry["form"] == "sparse" else entry
+        if values["form"] == "float32" or values.get("table") == "float32":
             raise ArtifactError(f"{where} has float weights; {activations} activations need integer weights")
     if (activations == "static") != ("input_scale" in entry):
         raise ArtifactError(f"{where} has activations '{activations}'; 'static' needs an input_scale, others have none")
