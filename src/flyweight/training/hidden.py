@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flyweight.data.messages import Message
 from flyweight.data.source import shown
@@ -23,6 +25,8 @@ from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.training.logits import has_labels, soft_loss
 from flyweight.training.losses import Batch, Loss
+
+ROOM = 1 << 30  # bytes: MiniLM's seven states of 200,000 tokens
 
 
 def hidden_states_loss(
@@ -37,7 +41,8 @@ def hidden_states_loss(
     """See the module; temperature and soft are those of soft_labels_loss. `messages`: those that `fit` will be given.
     layers: the teacher's layer of each of the student's, from 0; None: one to one.
 
-    The teacher runs in every step, without gradient and dropout, and gives its logits there too: nobody asks it before.
+    The teacher is asked in the first epoch, without gradient and dropout, for states and logits alike; what it says is
+    kept (states rounded to float16) up to ROOM bytes, and asked for again beyond.
     Errors: ConfigError for a teacher of another shape or with other labels.
     """
     n_layers = len(teacher.encoder.layers)
@@ -90,6 +95,8 @@ class _HiddenStates:
         self.teacher, self.states, self.temperature, self.soft = teacher.copy().eval(), states, temperature, soft
         self.ids = [e.ids for e in self.teacher.tokenizer.encode_batch([m.text for m in messages])]
         self.labelled = has_labels(messages)
+        self.kept: dict[int, _Said] = {}
+        self.room = ROOM
         found = hashlib.sha256()
         for p in self.teacher.parameters():
             found.update(p.detach().cpu().numpy().tobytes())
@@ -111,15 +118,46 @@ class _HiddenStates:
             loss = loss + (found[mask].float() - t).square().mean() / t.square().mean()
         return loss
 
-    @torch.no_grad()
     def _wanted(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """The teacher's hidden states and logits. It reads its own ids, since `fit` numbers the student's anew."""
-        device = batch.ids.device
-        self.teacher.to(device)
-        ids, mask = pad([self.ids[i] for i in batch.rows.tolist()])
-        states = self.teacher.encoder.hidden_states(ids.to(device), mask.to(device))
-        intents = self.teacher.intent_logits(states[-1], mask.to(device)).float()
-        compared = [states[i] for i in self.states]
+        """The teacher's hidden states and logits of a batch, padded like it."""
+        rows, device = batch.rows.tolist(), batch.ids.device
+        said = {i: self.kept[i] for i in rows if i in self.kept}
+        if new := [i for i in rows if i not in said]:
+            said |= self._ask(new, device)
+        states = [_padded([said[i].states[k] for i in rows], device) for k in range(len(self.states))]
+        intents = torch.stack([said[i].intents for i in rows]).to(device)
         if self.teacher.tag_head is None:
-            return compared, intents, None
-        return compared, intents, self.teacher.tag_head(states[-1].flatten(0, 1)[batch.tag_at]).float()
+            return states, intents, None
+        tags = _padded([said[i].tags for i in rows], device)  # (B, T, n_tags)
+        return states, intents, tags.flatten(0, 1)[batch.tag_at]
+
+    @torch.no_grad()
+    def _ask(self, rows: list[int], device: torch.device) -> dict[int, _Said]:
+        """What the teacher says of messages, kept while there is room. It reads its own ids, since `fit` renumbers."""
+        self.teacher.to(device)
+        ids, mask = (a.to(device) for a in pad([self.ids[i] for i in rows]))
+        states = self.teacher.encoder.hidden_states(ids, mask)
+        intents = self.teacher.intent_logits(states[-1], mask).float().cpu()
+        compared = [states[i].to("cpu", torch.float16) for i in self.states]
+        tags = intents[:, None] if self.teacher.tag_head is None else self.teacher.tag_head(states[-1]).float().cpu()
+        found = {}
+        for at, i in enumerate(rows):
+            n = len(self.ids[i])
+            found[i] = said = _Said([s[at, :n].clone() for s in compared], intents[at].clone(), tags[at, :n].clone())
+            self.room -= sum(2 * s.numel() for s in said.states) + 4 * (said.tags.numel() + said.intents.numel())
+            if self.room >= 0:
+                self.kept[i] = said
+        return found
+
+
+class _Said(NamedTuple):
+    """A teacher's answer to a message: states (T, D) each, float16; intents (C,); tags (T, n_tags)."""
+
+    states: list[Tensor]
+    intents: Tensor
+    tags: Tensor
+
+
+def _padded(rows: list[Tensor], device: torch.device) -> Tensor:
+    """(T_i, D) each -> (B, T, D) float32, zeros behind the ends."""
+    return pad_sequence(rows, batch_first=True).to(device).float()
