@@ -33,14 +33,19 @@ if TYPE_CHECKING:
     from flyweight.runtime.parser import load as load
     from flyweight.techniques.codebook import Codebook as Codebook
     from flyweight.techniques.gptq import GPTQ as GPTQ
+    from flyweight.techniques.head_pruning import HeadPruning as HeadPruning
     from flyweight.techniques.int8 import Int8 as Int8
+    from flyweight.techniques.layer_pruning import LayerPruning as LayerPruning
     from flyweight.techniques.magnitude import Magnitude as Magnitude
+    from flyweight.techniques.mask_search import MaskSearch as MaskSearch
     from flyweight.techniques.mixed_precision import MixedPrecision as MixedPrecision
     from flyweight.techniques.movement import Movement as Movement
+    from flyweight.techniques.neuron_pruning import NeuronPruning as NeuronPruning
     from flyweight.techniques.qat import QAT as QAT
     from flyweight.techniques.static_int8 import StaticInt8 as StaticInt8
     from flyweight.techniques.structured import StructuredPruning as StructuredPruning
     from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
+    from flyweight.techniques.vocabulary import Vocabulary as Vocabulary
     from flyweight.training.logits import LogitsTeacher as LogitsTeacher
     from flyweight.training.loop import TrainingSettings as TrainingSettings
     from flyweight.training.teacher import import_teacher as import_teacher
@@ -67,6 +72,11 @@ _PUBLIC = {
     "QAT": "techniques.qat",
     "Magnitude": "techniques.magnitude",
     "Movement": "techniques.movement",
+    "HeadPruning": "techniques.head_pruning",
+    "NeuronPruning": "techniques.neuron_pruning",
+    "LayerPruning": "techniques.layer_pruning",
+    "MaskSearch": "techniques.mask_search",
+    "Vocabulary": "techniques.vocabulary",
     "TrainedCodes": "techniques.trained_codes",
     "save": "export.fly",
     "load": "runtime.parser",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.gptq import GPTQ
+from flyweight.techniques.head_pruning import HeadPruning
 from flyweight.techniques.int8 import Int8
+from flyweight.techniques.layer_pruning import LayerPruning
 from flyweight.techniques.magnitude import Magnitude
+from flyweight.techniques.mask_search import MaskSearch
 from flyweight.techniques.mixed_precision import MixedPrecision
 from flyweight.techniques.movement import Movement
+from flyweight.techniques.neuron_pruning import NeuronPruning
 from flyweight.techniques.qat import QAT
 from flyweight.techniques.room import Technique
 from flyweight.techniques.static_int8 import StaticInt8
 from flyweight.techniques.structured import StructuredPruning
 from flyweight.techniques.trained_codes import TrainedCodes
+from flyweight.techniques.vocabulary import Vocabulary
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "int8": Int8,
@@ -24,5 +29,10 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "qat": QAT,
     "magnitude": Magnitude,
     "movement": Movement,
+    "head_pruning": HeadPruning,
+    "neuron_pruning": NeuronPruning,
+    "layer_pruning": LayerPruning,
+    "mask_search": MaskSearch,
+    "vocabulary": Vocabulary,
     "structured": StructuredPruning,
 }
