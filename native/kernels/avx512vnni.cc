@@ -311,78 +311,8 @@ void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation 
 
 #define FLYWEIGHT_OWN_TO_INT8
 #include "kernels/avx512_attention.inc"
+#include "kernels/avx512_int8_outputs.inc"
 #include "kernels/integers.inc"
-
-// Sums of 16 rows and 16 tokens in lanes -> int8 outputs in four vectors, of which lane t holds rows 4 i .. 4 i + 3.
-template <Activation a>
-inline void block_to_int8(const Matrix& m, const Quantized& x, const __m512i (&sums)[16], int panel, int token, float inverse,
-                          __m512i (&q)[4]) {
-  const int row = panel * kPanel, n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
-  const V of_tokens = V::load_n(x.scale + token, n), by = V::set(inverse);
-  const __m512i shifted = _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(V::first(n), x.sum + token), _mm512_set1_epi32(m.shift));
-  const __m512i by_token = _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);  // within 16 bytes
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    __m512i steps[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const int r = row + 4 * i + j;
-      const __m512i excess = _mm512_add_epi32(_mm512_set1_epi32(m.sums[r] * kOffset), shifted);
-      const V sum{_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[4 * i + j], excess))};
-      steps[j] = integer_steps(activated<a>(fma(sum, of_tokens * V::set(m.scales[r]), V::set(m.bias[r]))), by);
-    }
-    // 16 bytes of a pack hold 4 tokens of each of the 4 rows.
-    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(steps[0], steps[1]), _mm512_packs_epi32(steps[2], steps[3]));
-    q[i] = offset(_mm512_shuffle_epi8(packed, by_token));
-  }
-}
-
-// Such vectors -> 16 bytes of each of n tokens.
-inline void put_rows(const __m512i (&q)[4], int n, std::int8_t* rows, int stride) {
-  const __m512i a = _mm512_unpacklo_epi32(q[0], q[1]), b = _mm512_unpackhi_epi32(q[0], q[1]);
-  const __m512i c = _mm512_unpacklo_epi32(q[2], q[3]), d = _mm512_unpackhi_epi32(q[2], q[3]);
-  alignas(64) std::int8_t tokens[4][kPiece];  // token 4 i + j at [j], 16 i
-  _mm512_store_si512(tokens[0], _mm512_unpacklo_epi64(a, c));
-  _mm512_store_si512(tokens[1], _mm512_unpackhi_epi64(a, c));
-  _mm512_store_si512(tokens[2], _mm512_unpacklo_epi64(b, d));
-  _mm512_store_si512(tokens[3], _mm512_unpackhi_epi64(b, d));
-  for (int t = 0; t < n; ++t)
-    __builtin_memcpy(rows + std::size_t(t) * stride, tokens[t % 4] + t / 4 * kPanel, kPanel);
-}
-
-// Apart from the loops over weights, whose sums must stay in registers.
-[[gnu::noinline]] void put_block(const Matrix& m, const Quantized& x, const __m512i (&sums)[16], Activation a, int panel,
-                                 int token, const Quantized& out, int column) {
-  __m512i q[4];
-  with_activation(a, [&](auto chosen) { block_to_int8<chosen.value>(m, x, sums, panel, token, out.inverse, q); });
-  if (out.lanes) {
-    std::int8_t* lanes = out.lanes + std::size_t(token) * out.stride + std::size_t(column) * kBlock;
-    for (int i = 0; i < 4; ++i) _mm512_store_si512(lanes + i * kPiece, q[i]);
-  } else {
-    const int n = x.n_tokens - token < kBlock ? x.n_tokens - token : kBlock;
-    put_rows(q, n, out.rows + std::size_t(token) * out.stride + column, out.stride);
-  }
-}
-
-// The same of single tokens, from at most 64 outputs that are floats already.
-[[gnu::noinline]] void put_tokens(const float* y, int y_stride, int columns, Activation a, int from, int to,
-                                  const Quantized& out, int column) {
-  const V inverse = V::set(out.inverse);
-  const __mmask64 mask = ~0ull >> (kPiece - columns);
-  with_activation(a, [&](auto chosen) {
-    for (int t = from; t < to; ++t) {
-      __m512i steps[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        steps[i] = _mm512_setzero_si512();
-        if (i * kLanes < columns)
-          steps[i] = integer_steps(activated<chosen.value>(V::load(y + std::size_t(t) * y_stride + i * kLanes)), inverse);
-      }
-      const __m512i q = offset(narrow(steps[0], steps[1], steps[2], steps[3]));
-      _mm512_mask_storeu_epi8(out.rows + std::size_t(t) * out.stride + column, mask, q);
-    }
-  });
-}
 
 template <int bits>
 void multiply_form_to_int8(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride,
