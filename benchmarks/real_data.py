@@ -141,9 +141,9 @@ def main() -> None:
         )
 
 
-def keep(run: dict[str, Any]) -> None:
-    """Put one run into the results, rows of other recipes stay."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"runs": []}
+def keep(run: dict[str, Any], results: Path = RESULTS) -> None:
+    """Put one run into a file of results, rows of other recipes stay."""
+    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"runs": []}
     runs = {(r["set"], r["base"], r["seed"]): r for r in found["runs"]}
     key = run["set"], run["base"], run["seed"]
     kept = {row["name"]: row for row in runs.get(key, run)["rows"]} | {row["name"]: row for row in run["rows"]}
@@ -151,8 +151,8 @@ def keep(run: dict[str, Any]) -> None:
     runs[key] = run | {"rows": sorted(kept.values(), key=lambda row: order.index(row["name"]))}
     ordered = sorted(runs.values(), key=lambda r: (SETS.index(r["set"]), r["base"], r["seed"]))
     result = {"machine": machine(), "threads": 1, "runs": ordered, "losses": losses(ordered)}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

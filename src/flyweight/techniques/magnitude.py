@@ -72,7 +72,7 @@ class Magnitude:
     schedule: Schedule = "gradual"
     heads: bool = False
     epochs: int | None = None
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     distil: Distil = "hidden"
     ZERO: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
 

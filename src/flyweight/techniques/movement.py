@@ -54,7 +54,7 @@ class Movement:
     mode: Literal["hard", "soft"] = "hard"
     heads: bool = False
     epochs: int | None = None
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     distil: Distil = "hidden"
     ZERO: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
 
