@@ -13,7 +13,7 @@ import torch
 from random_models import counted, quiet_run, random_model, same_bits
 
 from flyweight.analyse import shapes
-from flyweight.analyse.shapes import Clock, ShapeTimes, grid, spread
+from flyweight.analyse.shapes import Clock, ShapeTimes, grid, packed_at_random, spread
 from flyweight.analyse.structures import Block, blocks_of, choices, cut
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError, FlyweightWarning
@@ -111,9 +111,11 @@ def test_the_engine_is_really_timed(
     dense_ms, found = clock.measure(replace(parent.encoder.config, layers=layers((1, 16), (0, 0))), n_calls=3)
     assert dense_ms > 0
     assert found > 0
-    assert {m.form.bits for _, m, part in clock._random(parent.encoder.config).matrices() if part == "encoder"} == {
-        bits
-    }
+    assert {
+        m.form.bits
+        for _, m, part in packed_at_random(parent, parent.encoder.config, bits).matrices()
+        if part == "encoder"
+    } == {bits}
 
 
 def test_times_need_the_engine(parent: NLUModel, tiny_data: NLUData, monkeypatch: pytest.MonkeyPatch) -> None:

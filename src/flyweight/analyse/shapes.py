@@ -121,21 +121,11 @@ class Clock:
             )
         with tempfile.TemporaryDirectory() as folder, single_thread():
             engines = {
-                "dense": engine_of(self._random(self.config), Path(folder) / "dense.fly"),
-                "shape": engine_of(self._random(config), Path(folder) / "shape.fly"),
+                name: engine_of(packed_at_random(self.model, shape, self.bits), Path(folder) / f"{name}.fly")
+                for name, shape in (("dense", self.config), ("shape", config))
             }
             timed = compare_engines(engines, self.encoded, n_calls)
         return float(np.mean(timed["dense"])), float(np.median(timed["shape"] / timed["dense"]))
-
-    def _random(self, config: EncoderConfig) -> NLUModel:
-        """A model of this shape with random weights."""
-        like = self.model
-        made = NLUModel(config, like.tokenizer, like.labels, pooling=like.pooling, intent_head=like.intent_head_kind)
-        for _, module, part in made.matrices():
-            coded = part == "encoder" and self.bits < 8
-            weight = module.weight.detach().numpy()
-            set_bits(module, random_codes(module, self.bits) if coded else int8_rows(weight))
-        return made.eval()
 
     def _keep(self) -> None:
         if self.path is not None:
@@ -143,6 +133,15 @@ class Clock:
             unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
             unfinished.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
             unfinished.replace(self.path)
+
+
+def packed_at_random(like: NLUModel, config: EncoderConfig, bits: int) -> NLUModel:
+    """A model of this shape with random weights; tokenizer, labels and heads as another's."""
+    made = NLUModel(config, like.tokenizer, like.labels, pooling=like.pooling, intent_head=like.intent_head_kind)
+    for _, module, part in made.matrices():
+        coded = part == "encoder" and bits < 8
+        set_bits(module, random_codes(module, bits) if coded else int8_rows(module.weight.detach().numpy()))
+    return made.eval()
 
 
 def grid(widths: Sequence[int]) -> list[int]:
