@@ -1,19 +1,26 @@
 """Static against dynamic int8 in our engine: one process, call by call in turn, the same weights and tokens.
 
-    .venv/bin/python benchmarks/engine_static.py [--models minilm] [--tokens 8 16 32] [--calls 400]
+    .venv/bin/python benchmarks/engine_static.py [--models minilm] [--tokens 8 16 32] [--seconds 30]
 
 ids in, intent logits out, batch 1, one thread, CPU time of the process; each timed call follows an untimed one. Static:
 every matrix with a step known beforehand, attention in int8. Steps are of a likely size, not calibrated: time does not
-depend on them.
+depend on them. Both engines read one copy of the weights: where two lay in memory made up to 3% of difference.
 
-    ratio    median over calls of (dynamic / static), above 1: static is faster; its 95% interval by bootstrap
+    ratio    median over calls of (dynamic / static), above 1: static is faster; its 95% interval by ranks
+
+Writes benchmarks/results/engine_static.json: one entry a model and length, replaced by the next run; each has its date,
+calls and the load of the machine when it began (jobs ready to run, mean of a minute).
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from engine_models import MODELS, message_ids, model_folder
@@ -21,17 +28,29 @@ from engine_models import MODELS, message_ids, model_folder
 from flyweight.artifact import Artifact
 from flyweight.export.fly import contents
 from flyweight.forms.int8 import int8_rows
+from flyweight.measure.machine import machine
 from flyweight.model.linear import Linear, set_form
 from flyweight.model.nlu import NLUModel
 from flyweight.runtime.native import Native
 from flyweight.tokenizer import Encoded
 
 STEP = 2.0**-5  # of activations: +-3.97, as a norm gives them
-N_RESAMPLES = 1000
+RESULTS = Path(__file__).parent / "results" / "engine_static.json"
 
 
-def engine(name: str, static: bool) -> Native:
-    """The engine on a benchmark model in int8, its activations dynamic or static."""
+def engines(name: str) -> list[Native]:
+    """Two engines on a benchmark model in int8, activations dynamic and static; arrays that are equal are one array."""
+    (dynamic, weights), (static, arrays) = written(name, static=False), written(name, static=True)
+    shared = {key: weights[key] if np.array_equal(weights.get(key), array) else array for key, array in arrays.items()}
+    golden = {"golden": {"texts": [], "tolerance": 0.0}}
+    return [
+        Native(Artifact(Path(f"{name}.fly"), manifest | golden, held, 0))
+        for manifest, held in ((dynamic, weights), (static, shared))
+    ]
+
+
+def written(name: str, static: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Manifest and arrays of a benchmark model in int8, its activations dynamic or static."""
     model = NLUModel.load(model_folder(name))
     for weight, module, part in model.matrices():
         activations = "float" if part == "embeddings" else "static" if static else "int8"
@@ -40,41 +59,79 @@ def engine(name: str, static: bool) -> Native:
             module.input_scale = STEP
             if weight.endswith(".attention.qkv"):
                 module.output_scales = (STEP, STEP, STEP)
-    manifest, arrays = contents(model)
-    return Native(Artifact(Path(f"{name}.fly"), manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays, 0))
+    return contents(model)
 
 
-def interleaved_us(engines: list[Native], message: Encoded, n_calls: int) -> np.ndarray:
-    """(n_calls, engines) microseconds of CPU time; who begins alternates."""
-    found = np.empty((n_calls, len(engines)))
-    for call in range(n_calls):
-        for i in np.roll(np.arange(len(engines)), call):
-            engines[i].logits([message])
+def interleaved_us(pair: list[Native], message: Encoded, seconds: float) -> np.ndarray:
+    """(calls, 2) microseconds of CPU time; who begins alternates."""
+    found: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        row = [0.0, 0.0]
+        for i in (0, 1) if len(found) % 2 else (1, 0):
+            pair[i].logits([message])
             begin = time.process_time_ns()
-            engines[i].logits([message])
-            found[call, i] = (time.process_time_ns() - begin) / 1e3
-    return found
+            pair[i].logits([message])
+            row[i] = (time.process_time_ns() - begin) / 1e3
+        found.append(row)
+    return np.array(found)
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Median and its 95% interval: the values at ranks n / 2 +- 0.98 sqrt(n), for any distribution."""
+    ordered, n = np.sort(values), len(values)
+    reach = 0.98 * np.sqrt(n)
+    low, high = max(0, int(n / 2 - reach)), min(n - 1, int(np.ceil(n / 2 + reach)))
+    return float(np.median(ordered)), float(ordered[low]), float(ordered[high])
+
+
+def measured(name: str, pair: list[Native], n_tokens: int, seconds: float) -> dict[str, Any]:
+    """The entry of one model and length."""
+    load = os.getloadavg()[0]
+    message = Encoded(message_ids(name, n_tokens), np.zeros(0, np.int64), [])
+    us = interleaved_us(pair, message, seconds)
+    ratio, low, high = median_interval(us[:, 0] / us[:, 1])
+    dynamic, static = np.median(us, axis=0)
+    return {
+        "model": name,
+        "n_tokens": n_tokens,
+        "level": pair[0].level,
+        "n_calls": len(us),
+        "dynamic_us": float(dynamic),
+        "static_us": float(static),
+        "ratio": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "load": load,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def keep(entry: dict[str, Any]) -> None:
+    """Writes an entry in place of the one of the same model and length."""
+    runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
+    same = (entry["model"], entry["n_tokens"])
+    runs = [run for run in runs if (run["model"], run["n_tokens"]) != same] + [entry]
+    runs.sort(key=lambda run: (list(MODELS)[::-1].index(run["model"]), run["n_tokens"]))
+    result = {"machine": machine(), "threads": 1, "clock": "CPU time of the process", "runs": runs}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--tokens", nargs="+", type=int, default=[8, 16, 32])
-    parser.add_argument("--calls", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each model and length")
     chosen = parser.parse_args()
-    rng = np.random.default_rng(0)
     for name in chosen.models:
-        engines = [engine(name, static) for static in (False, True)]
-        for tokens in chosen.tokens:
-            message = Encoded(message_ids(name, tokens), np.zeros(0, np.int64), [])
-            us = interleaved_us(engines, message, chosen.calls)
-            ratios = us[:, 0] / us[:, 1]
-            again = np.median(ratios[rng.integers(0, len(ratios), (N_RESAMPLES, len(ratios)))], axis=1)
-            low, high = np.percentile(again, [2.5, 97.5])
-            dynamic, static = np.median(us, axis=0)
+        pair = engines(name)
+        for n_tokens in chosen.tokens:
+            entry = measured(name, pair, n_tokens, chosen.seconds)
+            keep(entry)
             print(
-                f"{name:10}{tokens:4} tokens  {engines[0].level}  dynamic {dynamic:9.1f} us  static {static:9.1f} us  "
-                f"ratio {np.median(ratios):.3f} [{low:.3f}, {high:.3f}]",
+                f"{name:10}{n_tokens:4} tokens  {entry['level']}  {entry['n_calls']:7} calls  dynamic "
+                f"{entry['dynamic_us']:9.1f} us  static {entry['static_us']:9.1f} us  "
+                f"ratio {entry['ratio']:.3f} [{entry['ratio_low']:.3f}, {entry['ratio_high']:.3f}]",
                 flush=True,
             )
 

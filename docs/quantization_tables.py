@@ -1,4 +1,4 @@
-"""Tables of docs/quantization.md, made from real_data.json and pseudo.json of benchmarks/results."""
+"""Tables of docs/quantization.md, from real_data.json, pseudo.json and engine_static.json of benchmarks/results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 TITLES = {"banking77": "BANKING77", "sara-dedup": "sara-dedup", "atis": "ATIS", "snips": "SNIPS"}
 BASES = {"minilm": "MiniLM", "all-mpnet-base-v2": "mpnet-base"}
+SHAPES = {"2x128": "2 x 128", "minilm": "MiniLM", "bert-base": "BERT-base"}
 METRICS = {"intent_macro_f1": "macro-F1", "intent_accuracy": "accuracy", "span_f1": "span F1"}
 # bits -> recipes after training, recipes during training
 BITS = {
@@ -99,6 +100,20 @@ def real_or_pseudo() -> str:
             f"| {BASES[run['base']]}, {TITLES[run['set']]} | {label} | {run['n_flips']} of {run['n_messages']} "
             f"| {run['largest_gap']:.3f}, {run['gap_tolerance']:.3f} | {times} "
             f"| {', '.join(f'{mb[key]:.0f}' for key in (label, 'int8', floats))} |"
+        )
+    return "\n".join(lines)
+
+
+def static_or_dynamic() -> str:
+    """Static against dynamic int8 in the engine, by model and tokens."""
+    lines = [
+        "| model | tokens | calls | dynamic, us | static, us | dynamic / static (95%) |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for run in _read("engine_static.json").get("runs", []):
+        lines.append(
+            f"| {SHAPES[run['model']]} | {run['n_tokens']} | {run['n_calls']} | {run['dynamic_us']:.1f} "
+            f"| {run['static_us']:.1f} | {run['ratio']:.3f} ({run['ratio_low']:.3f} to {run['ratio_high']:.3f}) |"
         )
     return "\n".join(lines)
 
