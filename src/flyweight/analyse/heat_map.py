@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +71,29 @@ def _panels(found: Sensitivity) -> list[Panel]:
 def _panel(
     ax: Any, found: Sensitivity, name: str, colour: Callable[[Cell], float], text: Callable[[Cell], str]
 ) -> None:
+    """One measure: its colour and text in every cell."""
     cells = [[found.cell(part, bits) for bits in found.bits] for part in found.parts]
     warm = np.array([[colour(cell) for cell in row] for row in cells])
-    ax.imshow(warm, cmap="YlOrRd", vmin=0, vmax=1, aspect="auto")
-    ax.set_title(name, fontsize=10)
-    ax.set_xticks(range(len(found.bits)), found.bits)
-    ax.tick_params(length=0, labelsize=9)
-    ax.set_xticks(np.arange(len(found.bits) + 1) - 0.5, minor=True)
-    ax.set_yticks(np.arange(len(found.parts) + 1) - 0.5, minor=True)
-    ax.grid(which="minor", color="white", linewidth=1.5)
-    ax.tick_params(which="minor", length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    panel(ax, name, warm, list(map(str, found.bits)))
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
             shade = "white" if warm[y, x] > 0.65 else "black"
             ax.text(x, y, text(cell), ha="center", va="center", fontsize=8, color=shade)
+
+
+def panel(ax: Any, title: str, warm: np.ndarray, columns: Sequence[str], line: float = 1.5) -> None:
+    """Cells coloured by warm (rows, columns), 0 to 1, white lines between them; NaN is grey."""
+    ax.set_facecolor("#dddddd")
+    ax.imshow(warm, cmap="YlOrRd", vmin=0, vmax=1, aspect="auto")
+    ax.set_title(title, fontsize=10)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.tick_params(length=0, labelsize=9)
+    ax.set_xticks(np.arange(warm.shape[1] + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(warm.shape[0] + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=line)
+    ax.tick_params(which="minor", length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
 def loss_text(percent: float) -> str:

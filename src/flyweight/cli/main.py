@@ -9,7 +9,7 @@ import warnings
 import typer
 
 from flyweight import __version__
-from flyweight.cli import analyse, answer, build, data, measure, transport
+from flyweight.cli import analyse, answer, build, data, measure, survival, transport
 from flyweight.errors import FlyweightError, FlyweightWarning
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's way
@@ -28,6 +28,7 @@ app.command("compress")(build.compress)
 app.command("evaluate")(measure.evaluate)
 app.command("bench")(measure.bench)
 app.command("sensitivity")(analyse.sensitivity)
+app.command("survival")(survival.survival)
 app.command("parse")(answer.parse)
 app.command("inspect")(answer.inspect)
 app.command("verify")(answer.verify)
