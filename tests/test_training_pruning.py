@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -168,23 +166,40 @@ def test_masked_weights_get_no_gradient_and_keep_their_values() -> None:
     assert form.dense().tolist() == [[0, -3, 0, 2]] == weight(module.weight).tolist()
 
 
-def test_movement_scores_are_minus_the_sum_of_gradient_times_weight() -> None:
-    """dL/dw' (1, 2, -1, -2), then (3, 0, 0, 1), over weights that do not change: s = - (4, 2, -1, -1) w."""
-    w = torch.tensor([[1.0, -3.0, 0.5, 2.0]])
-    module = linear(w)
+def test_movement_scores_by_hand() -> None:
+    """|w| / rms(w) = (3, 4) / sqrt(12.5). Gradients (1, 1), (-3, 0): terms (3, -4) / sqrt(12.5), (-9, 0) sqrt 2 / 9.
+
+    Weights do not change here.
+    """
+    module = linear(torch.tensor([[3.0, -4.0]]))
     pruner = Pruner([module], plan(criterion="movement", schedule="gradual"))
-    weight = pruner.weights[0]
-    for gradient in ([1.0, 2.0, -1.0, -2.0], [3.0, 0.0, 0.0, 1.0]):
-        pruner.advance()
-        module(torch.eye(4)).backward(torch.tensor(gradient)[:, None])
+    weight, size = pruner.weights[0], 12.5**0.5
     assert weight.scores is not None
-    assert weight.scores.tolist() == [[-4.0, 6.0, 0.5, 2.0]]
+    assert weight.scores.tolist()[0] == pytest.approx([3 / size, 4 / size])
+    for gradient in ([1.0, 1.0], [-3.0, 0.0]):
+        pruner.advance()
+        module(torch.eye(2)).backward(torch.tensor(gradient)[:, None])
+    wanted = [3 / size - 0.02 * (3 / size - 2**0.5), 4 / size + 0.02 * 4 / size]
+    assert weight.scores.tolist()[0] == pytest.approx(wanted)
     for _ in range(11):
         pruner.advance()
-    assert weight.mask.tolist() == [[False, True, False, True]]
     assert weight.settled
-    module(torch.eye(4)).sum().backward()  # what comes behind the last mask is not counted
-    assert weight.scores.tolist() == [[-4.0, 6.0, 0.5, 2.0]]
+    assert weight.mask.tolist() == [[False, True]]
+    module(torch.eye(2)).sum().backward()  # what comes behind the last mask is not counted
+    assert weight.scores.tolist()[0] == pytest.approx(wanted)
+
+
+def test_a_gradient_of_zeros_and_weights_of_zeros_move_no_score() -> None:
+    module = linear(torch.tensor([[3.0, -4.0]]))
+    pruner = Pruner([module], plan(criterion="movement", schedule="gradual"))
+    module(torch.zeros(2, 2)).sum().backward()
+    assert pruner.weights[0].scores is not None
+    assert pruner.weights[0].scores.tolist()[0] == pytest.approx([3 / 12.5**0.5, 4 / 12.5**0.5])
+    module = linear(torch.zeros(2, 2))
+    pruner = Pruner([module], plan(criterion="movement", schedule="gradual"))
+    module(torch.ones(2, 2)).sum().backward()
+    assert pruner.weights[0].scores is not None
+    assert not pruner.weights[0].scores.any()
 
 
 def test_a_masked_weight_is_scored_and_comes_back() -> None:
@@ -192,43 +207,22 @@ def test_a_masked_weight_is_scored_and_comes_back() -> None:
     pruner = Pruner([module], plan(criterion="movement", schedule="gradual", n_steps=200))
     weight = pruner.weights[0]
     weight.mask[0, 0] = False
-    module(torch.eye(2)).backward(torch.tensor([[-1.0], [1.0]]))  # the first wants to grow, the second to shrink
-    assert weight.scores is not None
-    assert weight.scores.tolist() == [[1.0, -2.0]]
-    for _ in range(121):
+    for _ in range(121):  # the first wants to grow, the second to shrink, by terms of 0.0126 and 0.0253 a step
         pruner.advance()
+        module(torch.eye(2)).backward(torch.tensor([[-1.0], [1.0]]))
+    assert weight.scores is not None
+    assert weight.scores[0, 0] > weight.scores[0, 1]
     assert weight.mask.tolist() == [[True, False]]
 
 
-def test_soft_scores_move_in_steps_of_one_size_and_share_one_threshold() -> None:
-    """Terms 3, -4 and 300, -400, divided by their root mean squares, sqrt(25 / 2) and 100 times that, are alike."""
+def test_with_one_threshold_matrices_find_their_own_shares() -> None:
     modules = [linear(torch.tensor([[3.0, -4.0]])), linear(torch.tensor([[300.0, -400.0]]))]
-    pruner = Pruner(modules, plan(criterion="soft", schedule="gradual", scope="global"))
-    for module in modules:
-        module(torch.eye(2)).backward(torch.tensor([[1.0], [1.0]]))
-    rms = math.sqrt((3**2 + 4**2) / 2)
-    for weight in pruner.weights:
-        assert weight.scores is not None
-        assert weight.scores.tolist()[0] == pytest.approx([-3 / rms, 4 / rms])
-    modules[0](torch.eye(2)).backward(torch.tensor([[-3.0], [0.0]]))  # 3 (-3) = -9, rms 9 / sqrt 2: + sqrt 2
-    for _ in range(13):
-        pruner.advance()
-    # -0.8485 + 1.4142 = 0.57 and 1.13; -0.85 and 1.13: two of four
-    assert [weight.mask.tolist() for weight in pruner.weights] == [[[False, True]], [[False, True]]]
-    pruner = Pruner(modules, plan(criterion="soft", schedule="gradual", scope="global", sparsity=0.25))
+    pruner = Pruner(modules, plan(criterion="movement", schedule="gradual", scope="global", sparsity=0.25))
     for weight, scores in zip(pruner.weights, ([5.0, 4.0], [3.0, 2.0]), strict=True):
         weight.scores = torch.tensor([scores])
     for _ in range(13):
         pruner.advance()
     assert [weight.mask.tolist() for weight in pruner.weights] == [[[True, True]], [[True, False]]]
-
-
-def test_a_gradient_of_zeros_moves_no_soft_score() -> None:
-    module = linear(torch.tensor([[3.0, -4.0]]))
-    pruner = Pruner([module], plan(criterion="soft", schedule="gradual"))
-    module(torch.zeros(2, 2)).sum().backward()
-    assert pruner.weights[0].scores is not None
-    assert pruner.weights[0].scores.tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "movement"])

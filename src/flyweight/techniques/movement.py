@@ -1,21 +1,23 @@
 """Movement pruning: the weights that training moves towards 0 go, whatever their size.
 
-    s = - sum_t dL/dw'_t * w_t,  w' = w * mask          the higher, the more training moves a weight away from 0
+    s = |w_0| / rms(w_0) - 0.02 sum_t m_t / rms(m_t),  m = dL/dw' * w,  w' = w * mask       rms: over the matrix
     hard   the weights with the highest s stay, the same share of each matrix
-    soft   one threshold of s for all matrices, so that each finds its own share; a step's terms of s are divided by
-           their root mean square over the matrix, as Adam's steps would be alike
+    soft   one threshold of s for all matrices, so that each finds its own share
 
 The share that stays falls by the cubic schedule: removed are S (1 - (1 - u)^3), u rising from 0 at a tenth to 1 at six
 tenths of the training. Of blocks (1x4) and groups (n:m) the sums and the best of these scores. Masked weights keep
 their values and go on being scored, so that they may come back, until the last mask.
 
-Soft pruning as published keeps the threshold and presses all scores down by a penalty p sum sigmoid(s), p found by
-trial for the share that is wanted. What is pressed alike keeps its order, so the threshold follows the schedule here.
+As published, s begins at 0 and adds -m as it is, from weights that were not fine-tuned yet. A model that is trained
+already hardly moves: the first terms are noise, largest where weights matter most, and those with the lowest s are
+among them. So s begins with the size of the weights, and every step counts alike (as Adam's do there). Soft pruning as
+published keeps the threshold and presses all scores down by a penalty p sum sigmoid(s), p found by trial for the share
+that is wanted; what is pressed alike keeps its order, so the threshold follows the schedule here.
 
 Changes: as magnitude: a bit a weight (1x4: a quarter) and the values of those that stay, float; int8, codebook, gptq
 and the others keep the mask. Heads and embeddings as there. Needs: messages, labelled unless distil says otherwise.
-Gives up: at few weights removed, or in few steps, magnitude is as good or better; the scores take 4 bytes a weight
-while training.
+Gives up: the scores take 4 bytes a weight while training; in few steps, or with few weights removed, magnitude is as
+good or better.
 Source: Sanh et al. 2020, arXiv:2005.07683.
 """
 
@@ -61,7 +63,7 @@ class Movement:
     def __post_init__(self) -> None:
         check_removed("movement", self.sparsity, self.shape)
         check_choice("movement", "mode", self.mode, ("hard", "soft"))
-        if self.mode == "soft" and group(self.shape):
+        if self.mode == "soft" and group(self.shape):  # whose shares are alike everywhere
             raise ConfigError(f"movement: mode is 'soft'; allowed: hard, where shape is {self.shape}")
         check_choice("movement", "heads", self.heads, (True, False))
         check_training("movement", self.epochs, self.learning_rate)
@@ -82,7 +84,7 @@ class Movement:
             epochs=epochs_of(self.epochs, data), learning_rate=self.learning_rate, dropout=DROPOUT, seed=run.seed
         )
         plan = Plan(
-            criterion="movement" if self.mode == "hard" else "soft",
+            criterion="movement",
             sparsity=sparsity,
             shape=self.shape,
             scope="matrix" if self.mode == "hard" else "global",

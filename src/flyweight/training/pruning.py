@@ -1,8 +1,7 @@
 """Which weights stay: scores, masks of a shape, schedules; and the masks of a model while it is trained.
 
     magnitude   s = |w|
-    movement    s = - sum_t dL/dw' * w,  w' = w * mask: large where training moves a weight away from 0
-    soft        the same, each step's gradient times weight divided by its root mean square over the matrix
+    movement    s = |w_0| / rms(w_0) - 0.02 sum_t m_t / rms(m_t),  m = dL/dw' * w,  w' = w * mask
 
     unstructured   the weights with the highest scores
     1x4            four neighbours along the input stay or go together, by the sum of their scores
@@ -38,7 +37,7 @@ from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Batch, Loss
 from flyweight.training.quantizers import WeightQuantizer
 
-Criterion = Literal["magnitude", "movement", "soft"]
+Criterion = Literal["magnitude", "movement"]
 Scope = Literal["matrix", "global"]
 Schedule = Literal["one-shot", "iterative", "gradual"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -49,6 +48,7 @@ MAX_GROUP = 16  # the largest m of n:m
 ROUNDS = 4  # of the iterative schedule
 BEGIN, END = 0.1, 0.6  # of the training, where the gradual schedule begins and ends: then the weights left settle
 UPDATE_STEPS = 10  # training steps between two masks of the gradual schedule
+SCORE_STEP = 0.02  # root mean square, over a matrix, of what a training step adds to the scores of movement
 LOWEST = -1e30  # score of a weight that is not there; sums of a block of them are finite
 
 
@@ -190,21 +190,19 @@ class _Masked(torch.autograd.Function):
     """w * mask; backward dL/dw = dL/dw' * mask, and the scores of movement are added to in place."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, scores: Tensor | None, soft: bool) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, scores: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, mask)
-        ctx.scores, ctx.soft = scores, soft
+        ctx.scores = scores
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         weight, mask = ctx.saved_tensors
         (grad,) = grads
         if ctx.scores is not None:
             moved = grad * weight
-            if ctx.soft:
-                moved /= moved.square().mean().sqrt().clamp_min(2.0**-100)
-            ctx.scores.sub_(moved)
-        return grad * mask, None, None, None
+            ctx.scores.sub_(moved, alpha=SCORE_STEP / max(float(rms(moved)), 2.0**-100))
+        return grad * mask, None, None
 
 
 class PrunedWeight(WeightQuantizer):
@@ -221,7 +219,9 @@ class PrunedWeight(WeightQuantizer):
         self.step: Tensor
         self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("scores", None if plan.criterion == "magnitude" else torch.zeros_like(weight.detach()))
+        moves = plan.criterion == "movement"
+        size = magnitude(weight)
+        self.register_buffer("scores", size / rms(size).clamp_min(2.0**-100) if moves else None)
 
     def extra_repr(self) -> str:
         """Settings, for a training's identity."""
@@ -235,7 +235,7 @@ class PrunedWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """(R, C) -> (R, C)."""
         scores = None if self.settled else self.scores
-        found: Tensor = _Masked.apply(weight, self.mask, scores, self.plan.criterion == "soft")
+        found: Tensor = _Masked.apply(weight, self.mask, scores)
         return found
 
     def form(self, weight: Tensor) -> Sparse:
@@ -291,3 +291,8 @@ def _scores(module: Linear, weight: PrunedWeight) -> Tensor:
 def magnitude(weight: Tensor) -> Tensor:
     """|w|."""
     return weight.detach().float().abs()
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square, ()."""
+    return x.square().mean().sqrt()
