@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_cases import Call, Place
 from random_models import quiet_run, same_bits, variant
 
 from flyweight.artifact import read
@@ -335,3 +337,37 @@ def test_receipts_of_a_chain(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     assert set(first["bits"].values()) == {32}
     assert set(second["bits"].values()) == {8}
     assert second["file_bytes"] < first["file_bytes"]
+
+
+# the command line ---------------------------------------------------------------------------------------------------
+
+
+def test_compressed_by_the_command_line_the_file_is_sparse(place: Place, call: Call, tmp_path: Path) -> None:
+    words = ["-t", "magnitude:sparsity=0.75,shape=1x4,schedule=one-shot,epochs=0", "-t", "int8"]
+    done = call("compress", place.teacher, place.csv, *words, "--out", tmp_path / "x.fly", "--json")
+    assert done.code == 0, done.err
+    first, second = json.loads(done.out)["receipts"]
+    assert (first["technique"], second["technique"]) == ("magnitude", "int8")
+    assert first["settings"]["shape"] == "1x4"
+    file = read(tmp_path / "x.fly")
+    entry = file.manifest["weights"]["layers.0.ffn.up"]
+    assert (entry["form"], entry["block"], entry["values"]["form"]) == ("sparse", 4, "int8")
+    answer = call("parse", tmp_path / "x.fly", "book a flight", "--json")
+    assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("magnitude:sparsity=1", "magnitude: sparsity is 1; allowed: none, or a number from 0 to below 1"),
+        ("magnitude:shape=2:4,sparsity=0.8", "magnitude: sparsity is 0.8; allowed: none, or 0.5, as 2:4 has it"),
+        ("movement:mode=soft,shape=2:4", "movement: mode is 'soft'; allowed: hard, where shape is 2:4"),
+        ("movement:epochs=0", "movement: epochs is 0; allowed: none, or a whole number from 1 to 1000"),
+    ],
+)
+def test_bad_settings_are_one_line(words: str, said: str, place: Place, call: Call, tmp_path: Path) -> None:
+    done = call("compress", place.teacher, place.csv, "-t", words, "--out", tmp_path / "x.fly")
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.splitlines()[-1].endswith(said)
+    assert len(done.err.splitlines()) == 1
