@@ -14,7 +14,7 @@ import flyweight
 from flyweight.cli.main import app
 
 VERBS = [
-    *("train", "import", "compress", "evaluate", "bench", "sensitivity", "parse", "inspect", "verify", "demo", "doctor")
+    *("train", "import", "compress", "evaluate", "bench", "sensitivity", "survival", "parse", "inspect", "verify", "demo", "doctor")
 ]
 
 
