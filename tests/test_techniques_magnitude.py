@@ -214,6 +214,7 @@ BEHIND: list[Technique] = [
     Int8Room(),
     StaticInt8(n_messages=32, fallback=None),
     StaticInt8(n_messages=32, fallback=None, smooth=0.5),
+    StaticInt8(n_messages=32, fallback=None, integer_only=True),
     Codebook(encoder=16),
     Codebook(encoder=4, granularity="matrix", sensitivity="fisher"),
     Codebook(encoder=3, granularity="group", group=5, activations="float"),
