@@ -24,7 +24,10 @@ import flyweight as fw
 from flyweight.recipe import name_of
 from flyweight.techniques.room import Technique
 
-TRAINING = (fw.TrainedCodes, fw.QAT, fw.Magnitude, fw.Movement, fw.StructuredPruning)
+TRAINING = (
+    *(fw.TrainedCodes, fw.QAT, fw.Magnitude, fw.Movement, fw.StructuredPruning),
+    *(fw.HeadPruning, fw.NeuronPruning, fw.LayerPruning),
+)
 MPNET_RATE = 0.25  # of the learning rate of MiniLM: 12 layers of 768 want less
 VERSION = 2  # of what these compute: raised when other models come out of the same settings
 
@@ -93,7 +96,29 @@ GRAINS = {
     for speed in (1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
     if grain != "heads" or speed < 1.5
 }
-RECIPES |= STRUCTURED | GRAINS
+HEADS: dict[str, tuple[Technique, ...]] = {
+    **{f"heads {p}%": (fw.HeadPruning(keep=p / 100, epochs=0),) for p in (90, 80, 70, 60, 50)},
+    **{f"heads {p}%, trained": (fw.HeadPruning(keep=p / 100),) for p in (80, 60, 40)},
+}
+NEURONS: dict[str, tuple[Technique, ...]] = {
+    "neurons 50%, untrained": (fw.NeuronPruning(step=1.0, epochs=0),),
+    "neurons 50%, mask search untuned": (fw.MaskSearch(heads=False, tune=False),),
+    "neurons 50%, mask search": (fw.MaskSearch(heads=False),),
+    "neurons 75%, mask search": (fw.MaskSearch(heads=False, keep=0.75),),
+    "heads + neurons 75%, mask search": (fw.MaskSearch(keep=0.75),),
+    "neurons 50%, one-shot": (fw.NeuronPruning(step=1.0),),
+    "neurons 50%, alternating": (fw.NeuronPruning(),),
+    "layers 4, trained": (fw.LayerPruning(keep=4),),
+}
+VOCABULARY: dict[str, tuple[Technique, ...]] = {
+    "vocabulary": (fw.Vocabulary(),),
+    "vocabulary, 5000 common": (fw.Vocabulary(common=5000),),
+}
+PARTS_CUT = {
+    label: Entry((*steps, fw.Int8()), 0.5 if label == "neurons 50%, alternating" else None)
+    for label, steps in (HEADS | NEURONS | VOCABULARY).items()
+}
+RECIPES |= STRUCTURED | GRAINS | PARTS_CUT
 
 
 @dataclass(frozen=True)
