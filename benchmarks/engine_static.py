@@ -1,12 +1,14 @@
 """Static against dynamic int8 in our engine: one process, call by call in turn, the same weights and tokens.
 
-    .venv/bin/python benchmarks/engine_static.py [--models minilm] [--tokens 8 16 32] [--seconds 30]
+    .venv/bin/python benchmarks/engine_static.py [--models minilm] [--tokens 8 16 32] [--seconds 2]
 
 ids in, intent logits out, batch 1, one thread, CPU time of the process; each timed call follows an untimed one. Static:
 every matrix with a step known beforehand, attention in int8. Steps are of a likely size, not calibrated: time does not
-depend on them. Both engines read one copy of the weights: where two lay in memory made up to 3% of difference.
+depend on them. Two engines of a pair read one copy of the weights. Where an engine lies in memory makes up to 2% of
+difference, more than calls vary: so 12 pairs, each in memory of its own.
 
-    ratio    median over calls of (dynamic / static), above 1: static is faster; its 95% interval by ranks
+    ratio    median over pairs of the median over calls of (dynamic / static), above 1: static is faster; its 95%
+             interval by ranks of the pairs
 
 Writes benchmarks/results/engine_static.json: one entry a model and length, replaced by the next run; each has its date,
 calls and the load of the machine when it began (jobs ready to run, mean of a minute).
@@ -19,6 +21,7 @@ import datetime
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +38,23 @@ from flyweight.runtime.native import Native
 from flyweight.tokenizer import Encoded
 
 STEP = 2.0**-5  # of activations: +-3.97, as a norm gives them
+N_PAIRS = 12
 RESULTS = Path(__file__).parent / "results" / "engine_static.json"
 
 
-def engines(name: str) -> list[Native]:
-    """Two engines on a benchmark model in int8, activations dynamic and static; arrays that are equal are one array."""
+def pairs(name: str) -> Iterator[list[Native]]:
+    """Pairs of engines on a model in int8, activations dynamic and static; a pair's equal arrays are one array."""
     (dynamic, weights), (static, arrays) = written(name, static=False), written(name, static=True)
-    shared = {key: weights[key] if np.array_equal(weights.get(key), array) else array for key, array in arrays.items()}
     golden = {"golden": {"texts": [], "tolerance": 0.0}}
-    return [
-        Native(Artifact(Path(f"{name}.fly"), manifest | golden, held, 0))
-        for manifest, held in ((dynamic, weights), (static, shared))
-    ]
+    for _ in range(N_PAIRS):
+        own = {key: array.copy() for key, array in weights.items()}
+        shared = {
+            key: own[key] if np.array_equal(own.get(key), array) else array.copy() for key, array in arrays.items()
+        }
+        yield [
+            Native(Artifact(Path(f"{name}.fly"), manifest | golden, held, 0))
+            for manifest, held in ((dynamic, own), (static, shared))
+        ]
 
 
 def written(name: str, static: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -77,26 +85,26 @@ def interleaved_us(pair: list[Native], message: Encoded, seconds: float) -> np.n
     return np.array(found)
 
 
-def median_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Median and its 95% interval: the values at ranks n / 2 +- 0.98 sqrt(n), for any distribution."""
+def median_interval(values: list[float]) -> tuple[float, float, float]:
+    """Median and its 95% interval: the values at ranks n / 2 -+ 0.98 sqrt(n) of n, for any distribution."""
     ordered, n = np.sort(values), len(values)
-    reach = 0.98 * np.sqrt(n)
-    low, high = max(0, int(n / 2 - reach)), min(n - 1, int(np.ceil(n / 2 + reach)))
-    return float(np.median(ordered)), float(ordered[low]), float(ordered[high])
+    rank = max(0, int(n / 2 - 0.98 * np.sqrt(n) - 0.5))
+    return float(np.median(ordered)), float(ordered[rank]), float(ordered[n - 1 - rank])
 
 
-def measured(name: str, pair: list[Native], n_tokens: int, seconds: float) -> dict[str, Any]:
+def measured(name: str, held: list[list[Native]], n_tokens: int, seconds: float) -> dict[str, Any]:
     """The entry of one model and length."""
     load = os.getloadavg()[0]
     message = Encoded(message_ids(name, n_tokens), np.zeros(0, np.int64), [])
-    us = interleaved_us(pair, message, seconds)
-    ratio, low, high = median_interval(us[:, 0] / us[:, 1])
-    dynamic, static = np.median(us, axis=0)
+    us = [interleaved_us(pair, message, seconds) for pair in held]
+    ratio, low, high = median_interval([float(np.median(found[:, 0] / found[:, 1])) for found in us])
+    dynamic, static = np.median([np.median(found, axis=0) for found in us], axis=0)
     return {
         "model": name,
         "n_tokens": n_tokens,
-        "level": pair[0].level,
-        "n_calls": len(us),
+        "level": held[0][0].level,
+        "n_pairs": len(us),
+        "n_calls": sum(len(found) for found in us),
         "dynamic_us": float(dynamic),
         "static_us": float(static),
         "ratio": ratio,
@@ -121,12 +129,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--tokens", nargs="+", type=int, default=[8, 16, 32])
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each model and length")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each pair and length")
     chosen = parser.parse_args()
     for name in chosen.models:
-        pair = engines(name)
+        held = list(pairs(name))  # all at once, so that none takes the place of another
         for n_tokens in chosen.tokens:
-            entry = measured(name, pair, n_tokens, chosen.seconds)
+            entry = measured(name, held, n_tokens, chosen.seconds)
             keep(entry)
             print(
                 f"{name:10}{n_tokens:4} tokens  {entry['level']}  {entry['n_calls']:7} calls  dynamic "

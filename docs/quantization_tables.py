@@ -107,13 +107,14 @@ def real_or_pseudo() -> str:
 def static_or_dynamic() -> str:
     """Static against dynamic int8 in the engine, by model and tokens."""
     lines = [
-        "| model | tokens | calls | dynamic, us | static, us | dynamic / static (95%) |",
+        "| model | tokens | pairs, calls | dynamic, us | static, us | dynamic / static (95%) |",
         "|---|--:|--:|--:|--:|---|",
     ]
     for run in _read("engine_static.json").get("runs", []):
         lines.append(
-            f"| {SHAPES[run['model']]} | {run['n_tokens']} | {run['n_calls']} | {run['dynamic_us']:.1f} "
-            f"| {run['static_us']:.1f} | {run['ratio']:.3f} ({run['ratio_low']:.3f} to {run['ratio_high']:.3f}) |"
+            f"| {SHAPES[run['model']]} | {run['n_tokens']} | {run['n_pairs']}, {run['n_calls']} "
+            f"| {run['dynamic_us']:.1f} | {run['static_us']:.1f} "
+            f"| {run['ratio']:.3f} ({run['ratio_low']:.3f} to {run['ratio_high']:.3f}) |"
         )
     return "\n".join(lines)
 
