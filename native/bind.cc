@@ -16,6 +16,7 @@
 #include "engine/answer.h"
 #include "engine/cpu.h"
 #include "engine/engine.h"
+#include "engine/timing.h"
 #include "tokenizer/bind_tokenizer.h"
 
 namespace nb = nanobind;
@@ -138,16 +139,19 @@ MatrixSource matrix_of(const nb::dict& from, const std::string& name, std::vecto
   return m;
 }
 
+const Kernels& kernels_of(const std::string& level) {
+  for (const Kernels* usable : usable_levels())
+    if (level == usable->name) return *usable;
+  throw std::invalid_argument("level '" + level + "' cannot run here");
+}
+
 // An engine, and the arrays whose memory it reads.
 struct Model {
   std::vector<nb::object> keep;
   std::unique_ptr<Engine> engine;
 
   Model(const nb::dict& config, const nb::dict& matrices, const nb::dict& vectors, const std::string& level) {
-    const Kernels* kernels = nullptr;
-    for (const Kernels* usable : usable_levels())
-      if (level == usable->name) kernels = usable;
-    if (!kernels) throw std::invalid_argument("level '" + level + "' cannot run here");
+    const Kernels& kernels = kernels_of(level);
     Matrices all;
     for (const auto& [key, entry] : matrices) {
       const std::string name = nb::cast<std::string>(key);
@@ -158,9 +162,16 @@ struct Model {
       const std::string name = nb::cast<std::string>(key);
       rest[name] = span<float>(values, name, keep);
     }
-    engine = std::make_unique<Engine>(config_of(config), all, rest, *kernels);
+    engine = std::make_unique<Engine>(config_of(config), all, rest, kernels);
   }
 };
+
+double time_matrix(const nb::dict& matrix, int tokens, int calls, const std::string& level) {
+  std::vector<nb::object> keep;
+  const MatrixSource source = matrix_of(matrix, "matrix", keep);
+  const nb::gil_scoped_release released;
+  return best_seconds(source, tokens, calls, kernels_of(level));
+}
 
 template <class T>
 nb::ndarray<nb::numpy, T> new_array(std::initializer_list<std::size_t> shape) {
@@ -272,6 +283,8 @@ NB_MODULE(_native, m) {
   m.def("levels", [] { return names(usable_levels()); },
         "Names of the instruction-set levels that this CPU can run, slowest first.");
   m.def("built", [] { return names(built_levels()); }, "Names of the levels that this build holds.");
+  m.def("time_matrix", &time_matrix, nb::arg("matrix"), nb::arg("tokens"), nb::arg("calls"), nb::arg("level"),
+        "Seconds that a matrix, as Engine takes it, needs at best for so many tokens; one thread, the GIL is released.");
   nb::class_<Model>(m, "Engine", "A model whose weights stay where they lie; see native/engine/engine.h.")
       .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, const std::string&>(), nb::arg("config"),
            nb::arg("matrices"), nb::arg("vectors"), nb::arg("level"))

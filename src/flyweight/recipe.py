@@ -9,15 +9,17 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flyweight.artifact import read
 from flyweight.data.messages import Message, NLUData
 from flyweight.data.splits import sample
 from flyweight.errors import ConfigError, DataError, MissingExtraError
 from flyweight.export.fly import export_fly
-from flyweight.forms import Form
+from flyweight.export.sparse import report
+from flyweight.forms import Form, Sparse
 from flyweight.measure.latency import compare, ratio, single_thread
 from flyweight.measure.memory import disk_bytes, peak_rss_mb
 from flyweight.measure.quality import Quality, ask, evaluate_answers
@@ -43,7 +45,9 @@ class Receipt:
     n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
     `engine` names what executed the file: the native engine and its level, or numpy. `part` says what quality was
-    measured on; peak_memory_mb is the whole process's highest so far.
+    measured on; peak_memory_mb is the whole process's highest so far. sparse: where matrices are pruned, `stored`: how
+    each lies in the file (what was fastest here), and `break_even`: the sparsity from which sparse pays for a shape,
+    null where it never does or nothing measured it.
     """
 
     technique: str
@@ -59,6 +63,7 @@ class Receipt:
     engine: str
     minutes: float
     peak_memory_mb: float
+    sparse: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -192,6 +197,7 @@ def make_receipt(
                 timed = compare({"parent": teacher.parse, "child": nlu.parse}, texts, n_calls=N_LATENCY_CALLS)
             latency_ms, parent_ms = timed["child"].mean_ms, timed["parent"].mean_ms
             quality["speedup"] = round(ratio(timed["parent"], timed["child"]).of_means, 3)
+        pruned = {name: m.form for name, m, _ in child.matrices() if isinstance(m.form, Sparse)}
         return Receipt(
             technique=name_of(step),
             settings=dict(vars(step)),
@@ -206,6 +212,7 @@ def make_receipt(
             engine=nlu.engine.title,
             minutes=round(minutes, 3),
             peak_memory_mb=round(peak_rss_mb(), 1),
+            sparse=report(read(path).manifest["weights"], pruned),
         )
 
 

@@ -20,6 +20,7 @@ import torch
 from flyweight import __version__
 from flyweight.artifact import Artifact, matrix_layout, read, write
 from flyweight.errors import ConfigError, ParityError
+from flyweight.export.sparse import chosen
 from flyweight.forms import describe
 from flyweight.model.linear import computes
 from flyweight.model.nlu import NLUModel, pad
@@ -74,6 +75,7 @@ def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     weights: dict[str, Any] = {}
     for name, form, multiplies in model.forms():
+        form = chosen(form, multiplies["activations"])
         entry = describe(form)
         layout = matrix_layout(name, entry, multiplies["activations"])
         weights[name] = entry | multiplies | {"layout": layout}

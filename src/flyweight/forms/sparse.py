@@ -96,14 +96,20 @@ class Sparse:
             self.mask, self.values.q if isinstance(self.values, Int8) else self.values.integers(), np.int8(0)
         )
 
-    def densified(self) -> Float32 | Int8 | None:
-        """The same weights, bit for bit, in a form that stores the zeros too; None for codes: no centre may be 0."""
+    def densified(self) -> Float32 | Int8 | Codes | None:
+        """The same weights, bit for bit, in a form that stores the zeros too; None for codes where no centre is 0."""
         if isinstance(self.values, Float32):
             return Float32(self.dense())
-        return replace(self.values, q=self.integers()) if isinstance(self.values, Int8) else None
+        if isinstance(self.values, Int8):
+            return replace(self.values, q=self.integers())
+        zero = self.values.table == 0  # (R or 1, k)
+        if not (zero.any(axis=1, keepdims=True) | self.mask.all(axis=1, keepdims=True)).all():
+            return None
+        at = zero.argmax(axis=1, keepdims=True).astype(np.uint8)
+        return replace(self.values, codes=np.where(self.mask, self.values.codes, at))
 
     def in_blocks(self) -> Sparse | None:
-        """The same int8 weights, bit for bit, of which whole groups of four survive: zeros beside a survivor are stored.
+        """The same int8 weights, bit for bit, whole groups of four survive: zeros beside a survivor are stored.
 
         None for float32 and codes: no centre may be 0.
         """

@@ -19,7 +19,7 @@ from flyweight.artifact import LOOKED_UP, Artifact
 from flyweight.cores import usable_cores
 from flyweight.data.tags import Span
 from flyweight.errors import ArtifactError, ConfigError
-from flyweight.forms import Sparse, panels
+from flyweight.forms import Int8, Sparse, pack, panels
 from flyweight.forms.codes import Codes, by_row, code_bits
 from flyweight.positions import distance_buckets
 from flyweight.runtime.parts import check_parts, matrix_shapes, vector_shapes
@@ -190,12 +190,7 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     if entry["form"] == "sparse":
         return found | _sparse(artifact, name, entry)
     if name in LOOKED_UP or entry["layout"] == "panels":
-        parts = artifact.stored(name)
-        data = parts[WEIGHTS[entry["form"]]]
-        table, scale = (by_row(entry, parts[k]) if k in parts else None for k in ("table", "scale"))
-        bits = code_bits(entry["centres"]) if entry["form"] == "codes" else 0
-        shift = entry.get("shift", 0) if entry["form"] == "int8" else 0
-        return found | _weights(entry["form"], data, table=table, scale=scale, shift=shift, bits=bits)
+        return found | _stored(entry, artifact.stored(name))
     form = artifact.form(name)
     if activations == "float":
         return found | _weights("float32", panels.pack_float32(form.dense()))
@@ -203,14 +198,21 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     return found | _weights("int8", panels.pack_int8(form.integers()), scale=form.scale)
 
 
+def _stored(entry: dict[str, Any], parts: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Weights as they lie in the file."""
+    sparse = entry["form"] == "sparse"
+    values = entry["values"] | {"shape": entry["shape"]} if sparse else entry
+    table, scale = (by_row(values, parts[k]) if k in parts else None for k in ("table", "scale"))
+    bits = code_bits(values["centres"]) if values["form"] == "codes" else 0
+    shift = values.get("shift", 0) if values["form"] == "int8" else 0
+    found = _weights(values["form"], parts[WEIGHTS[values["form"]]], table=table, scale=scale, shift=shift, bits=bits)
+    return found | ({"block": entry["block"], "mask": parts["mask"].reshape(-1)} if sparse else {})
+
+
 def _sparse(artifact: Artifact, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     """A sparse matrix as the engine takes it: mask and survivors, or a dense one."""
     if entry["layout"] == "panels" and entry["shape"][1] <= MAX_SPARSE_COLUMNS:
-        parts, values = artifact.stored(name), entry["values"] | {"shape": entry["shape"]}
-        table, scale = (by_row(values, parts[k]) if k in parts else None for k in ("table", "scale"))
-        bits = code_bits(values["centres"]) if values["form"] == "codes" else 0
-        weights = _weights(values["form"], parts[WEIGHTS[values["form"]]], table=table, scale=scale, bits=bits)
-        return weights | {"block": entry["block"], "mask": parts["mask"].reshape(-1)}
+        return _stored(entry, artifact.stored(name))
     form = artifact.form(name)
     assert isinstance(form, Sparse)
     if name in LOOKED_UP:
@@ -218,6 +220,21 @@ def _sparse(artifact: Artifact, name: str, entry: dict[str, Any]) -> dict[str, A
     if entry["activations"] == "float":
         return _weights("float32", panels.pack_float32(form.dense()))
     return _weights("int8", panels.pack_int8(form.integers()), scale=form.scale)
+
+
+def matrix_seconds(form: Int8 | Codes | Sparse, n_tokens: int, calls: int) -> float | None:
+    """Best seconds of a product with int8 activations of so many tokens, one thread; None without an engine.
+
+    form: as the engine multiplies it, with panels. Errors: ConfigError, as `pick_level`.
+    """
+    native = module()
+    if native is None:
+        return None
+    entry, arrays = pack(form, "panels")
+    rows, columns = form.shape
+    found = {"rows": rows, "columns": columns, "activations": "int8", "bias": None}
+    found |= {"input_scale": None, "output_scales": None} | _stored(entry, arrays)
+    return float(native.time_matrix(found, n_tokens, calls, pick_level(native)))
 
 
 def _weights(
