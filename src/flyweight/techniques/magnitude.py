@@ -31,6 +31,7 @@ from flyweight.model.nlu import NLUModel
 from flyweight.techniques.room import Run, check_choice, check_count, check_training
 from flyweight.training.loop import TrainingSettings
 from flyweight.training.pruning import (
+    AUTO_STEPS,
     SCHEDULES,
     SCOPES,
     Plan,
@@ -58,7 +59,7 @@ class Magnitude:
     scope: matrix (each loses that share) | global (all together do; n:m knows no other than matrix)
     schedule: gradual | iterative | one-shot, see the module
     heads: also the heads' matrices
-    epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 2 to 40 epochs; 0, only
+    epochs: passes over the training messages, 1 to 1000; None aims at 3000 steps within 2 to 40 epochs; 0, only
     one-shot: no training. The best epoch on validation messages is kept: by agreement with the model before, without
     distil by F1
     learning_rate: peak, in (0, 1); wide models want less (768: a quarter of it)
@@ -105,7 +106,10 @@ class Magnitude:
             return model
         data = taught_data(run.data, self.distil, run.seed, run.loss)
         settings = TrainingSettings(
-            epochs=epochs_of(self.epochs, data), learning_rate=self.learning_rate, dropout=DROPOUT, seed=run.seed
+            epochs=epochs_of(self.epochs, data, AUTO_STEPS),
+            learning_rate=self.learning_rate,
+            dropout=DROPOUT,
+            seed=run.seed,
         )
         plan = Plan(
             criterion="magnitude",

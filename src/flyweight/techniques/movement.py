@@ -30,7 +30,7 @@ from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
 from flyweight.techniques.room import Run, check_choice, check_training
 from flyweight.training.loop import TrainingSettings
-from flyweight.training.pruning import Plan, Pruner, check_removed, group, prunable, share_removed, steps_of
+from flyweight.training.pruning import AUTO_STEPS, Plan, Pruner, check_removed, group, prunable, share_removed, steps_of
 from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
 
 DROPOUT = 0.0  # weights that go are noise enough
@@ -44,7 +44,7 @@ class Movement:
     shape: unstructured | 1x4 | n:m, such as 2:4: n of every m neighbours stay, 1 <= n < m <= 16; only hard
     mode: hard (each matrix loses that share) | soft (all together do), see the module
     heads: also the heads' matrices
-    epochs: passes over the training messages, 1 to 1000; None aims at 1500 steps within 2 to 40 epochs. The best on
+    epochs: passes over the training messages, 1 to 1000; None aims at 3000 steps within 2 to 40 epochs. The best on
     validation messages is kept: by agreement with the model before, without distil by F1
     learning_rate: peak, in (0, 1); wide models want less (768: a quarter of it)
     distil: None (labels) | logits (of the model before the first technique, beside labels) | hidden (its hidden states
@@ -81,7 +81,10 @@ class Movement:
         matrices = prunable(model.unpack(), self.heads)
         data = taught_data(run.data, self.distil, run.seed, run.loss)
         settings = TrainingSettings(
-            epochs=epochs_of(self.epochs, data), learning_rate=self.learning_rate, dropout=DROPOUT, seed=run.seed
+            epochs=epochs_of(self.epochs, data, AUTO_STEPS),
+            learning_rate=self.learning_rate,
+            dropout=DROPOUT,
+            seed=run.seed,
         )
         plan = Plan(
             criterion="movement",

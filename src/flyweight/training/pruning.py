@@ -43,6 +43,7 @@ Schedule = Literal["one-shot", "iterative", "gradual"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SPARSITY = 0.8  # where neither a share nor n:m is given
+AUTO_STEPS = 3000  # aimed at where epochs are not given: as many as a fine-tuning has
 BLOCK = 4  # weights of a 1x4 block
 MAX_GROUP = 16  # the largest m of n:m
 ROUNDS = 4  # of the iterative schedule

@@ -63,9 +63,7 @@ def fit_taught(
     return pack_quantized(model)
 
 
-def taught_data(
-    data: NLUData, distil: Distil, seed: int, loss: Loss = labels_loss, splices_each: int = 1
-) -> NLUData:
+def taught_data(data: NLUData, distil: Distil, seed: int, loss: Loss = labels_loss, splices_each: int = 1) -> NLUData:
     """What a room trains on: with a teacher, splices_each splices a training message (transfer.py) beside them.
 
     No splice is a validation or test message. Learning labels alone leaves messages without any out: their words are
@@ -79,9 +77,9 @@ def taught_data(
     return replace(data, train=(*data.train, *splices(data.train, splices_each * len(data.train), seed, others)))
 
 
-def epochs_of(epochs: int | None, data: NLUData) -> int:
-    """The epochs of a room: as given, or those that come nearest to AUTO_STEPS."""
-    return epochs or auto_epochs(len(data.train), TrainingSettings.batch_size, AUTO_STEPS, AUTO_EPOCHS)
+def epochs_of(epochs: int | None, data: NLUData, n_steps: int = AUTO_STEPS) -> int:
+    """The epochs of a room: as given, or those that come nearest to n_steps."""
+    return epochs or auto_epochs(len(data.train), TrainingSettings.batch_size, n_steps, AUTO_EPOCHS)
 
 
 def _labelled(data: NLUData) -> NLUData:
