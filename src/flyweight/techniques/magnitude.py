@@ -47,8 +47,6 @@ from flyweight.training.pruning import (
 )
 from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
 
-DROPOUT = 0.0  # weights that go are noise enough
-
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude:
@@ -108,7 +106,7 @@ class Magnitude:
         settings = TrainingSettings(
             epochs=epochs_of(self.epochs, data, AUTO_STEPS),
             learning_rate=self.learning_rate,
-            dropout=DROPOUT,
+            dropout=TrainingSettings.dropout if self.distil is None else 0.0,  # a teacher's answers need none
             seed=run.seed,
         )
         plan = Plan(

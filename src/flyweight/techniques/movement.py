@@ -33,8 +33,6 @@ from flyweight.training.loop import TrainingSettings
 from flyweight.training.pruning import AUTO_STEPS, Plan, Pruner, check_removed, group, prunable, share_removed, steps_of
 from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
 
-DROPOUT = 0.0  # weights that go are noise enough
-
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
@@ -83,7 +81,7 @@ class Movement:
         settings = TrainingSettings(
             epochs=epochs_of(self.epochs, data, AUTO_STEPS),
             learning_rate=self.learning_rate,
-            dropout=DROPOUT,
+            dropout=TrainingSettings.dropout if self.distil is None else 0.0,  # a teacher's answers need none
             seed=run.seed,
         )
         plan = Plan(
