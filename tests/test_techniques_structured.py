@@ -23,7 +23,8 @@ from flyweight.model.survivors import survivors_of
 from flyweight.recipe import compress
 from flyweight.runtime import native
 from flyweight.techniques.int8 import Int8
-from flyweight.techniques.structured import StructuredPruning, teachers_of
+from flyweight.techniques.room import teachers_of
+from flyweight.techniques.structured import StructuredPruning
 from flyweight.tokenizer import Encoded
 
 QUICK: dict[str, Any] = {"rounds": 1, "epochs": 0}

@@ -18,6 +18,7 @@ from flyweight.techniques.head_pruning import HeadPruning
 from flyweight.techniques.int8 import Int8
 from flyweight.techniques.layer_pruning import LayerPruning, mean_loss
 from flyweight.techniques.neuron_pruning import NeuronPruning
+from flyweight.techniques.room import layers_taught
 from flyweight.training.importance import counts, head_importance, mask_gradients
 
 
@@ -132,13 +133,23 @@ def test_the_mean_loss_by_hand(tiny_data: NLUData, tiny_model: NLUModel) -> None
     assert mean_loss(model, messages) == pytest.approx(float(np.mean(found)), rel=1e-5)
 
 
-def test_layers_left_learn_from_their_own(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+def test_the_teachers_layers_of_what_is_left(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    """Each learns what the next one left was given; a model that was cut before is a teacher of what is cut from it."""
+    model = random_model(tiny_model, layers=((3, 37),) * 4)
+    first = keep_layers(model, [0, 2, 3])
+    assert layers_taught(model, model) == [0, 1, 2, 3]
+    assert layers_taught(first, model) == [1, 2, 3]
+    assert layers_taught(keep_layers(first, [0, 2]), model) == [2, 3]
+    assert layers_taught(keep_layers(first, [0, 2]), first) == [1, 2]
+    assert layers_taught(first, keep_layers(model, [0, 1, 2])) is None  # layer 3 is none of the teacher's
+    assert layers_taught(first, variant(tiny_model, "plain")) is None
+
+
+def test_layers_then_heads_learn_hidden_states(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     model = random_model(tiny_model, layers=((3, 37),) * 3)
-    child = LayerPruning(keep=2, epochs=1, distil="hidden").apply(model, quiet_run(tiny_data, model))
-    assert len(child.encoder.layers) == 2
-    with pytest.raises(ConfigError, match=r"^layer_pruning: the model has 2 layers, the one before the first tech"):
-        LayerPruning(keep=1, distil="hidden").apply(child, quiet_run(tiny_data, model))
-    assert len(LayerPruning(keep=1, epochs=0).apply(child, quiet_run(tiny_data, model)).encoder.layers) == 1
+    run = quiet_run(tiny_data, model)
+    child = HeadPruning(keep=0.5, epochs=1).apply(LayerPruning(keep=2, epochs=1).apply(model, run), run)
+    assert (len(child.encoder.layers), sum(h for h, _ in shapes(child))) == (2, 3)
 
 
 # refusals -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
           loss        mean CE(intents) + mean CE(tags) of the labelled validation messages
 
 What is tried is run: n + (n - 1) + ... passes over the validation messages. With distil=hidden each layer left learns
-what it gave in the model before, the last one what the last one gave there where it stays.
+what the model before gave to the next one that is left, the last one what the last one gave there.
 
 Changes: a layer of n is a 1/n of encoder weights and time, in any form. Needs: validation messages; training messages
 to learn from. Gives up: depth; a few layers of twelve are free, below half much must be learnt again.
@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from flyweight.data.messages import Message
-from flyweight.errors import ConfigError, DataError
+from flyweight.errors import DataError
 from flyweight.model.nlu import EVAL_BATCH, NLUModel
 from flyweight.model.surgery import keep_layers, unpacked_copy
 from flyweight.progress import bar
@@ -69,38 +69,27 @@ class LayerPruning:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A model with fewer layers. Interrupted, its trainings go on from run.folder.
 
-        Errors: ConfigError for packed or masked matrices, and for hidden states where the model before had other
-        layers; DataError without validation messages, or where nothing can be learnt from.
+        Errors: ConfigError for packed or masked matrices; DataError without validation messages, or where nothing can
+        be learnt from.
         """
         n_layers = len(model.encoder.layers)
         keep = (n_layers + 1) // 2 if self.keep is None else self.keep
         if keep >= n_layers:
             return model.copy()
-        trains = self.epochs != 0 or self.between > 0
-        if trains and self.distil == "hidden" and len(run.teacher.encoder.layers) != n_layers:
-            raise ConfigError(
-                f"layer_pruning: the model has {n_layers} layers, the one before the first technique "
-                f"{len(run.teacher.encoder.layers)}: which of its hidden states belong to them is not known; drop all "
-                "layers in one step, or learn its logits only (distil=logits)"
-            )
-        model, layers = unpacked_copy(model), list(range(n_layers))
+        model = unpacked_copy(model)
         cost = self._cost(model, run)
-        while len(layers) > keep:
-            with bar("layers", len(layers), show=run.progress) as advance:
+        for count in range(n_layers - 1, keep - 1, -1):
+            with bar("layers", count + 1, show=run.progress) as advance:
                 costs = []
-                for i in range(len(layers)):
-                    costs.append(cost(keep_layers(model, [j for j in range(len(layers)) if j != i])))
+                for i in range(count + 1):
+                    costs.append(cost(without(model, i)))
                     advance()
-            least = min(range(len(layers)), key=costs.__getitem__)
-            model = keep_layers(model, [j for j in range(len(layers)) if j != least])
-            del layers[least]
             model = retrained(
-                model,
+                without(model, min(range(count + 1), key=costs.__getitem__)),
                 run,
-                epochs=self.epochs if len(layers) == keep else self.between,
+                epochs=self.epochs if count == keep else self.between,
                 learning_rate=self.learning_rate,
                 distil=self.distil,
-                layers=layers,
             )
         return model
 
@@ -116,6 +105,11 @@ class LayerPruning:
         agreement = soft_labels_loss(run.teacher, model, [Message(text) for text in texts], run.progress).agreement
         encoded = model.tokenizer.encode_batch(texts)
         return lambda cut: -agreement(cut.logits(encoded))
+
+
+def without(model: NLUModel, layer: int) -> NLUModel:
+    """A new model without this layer."""
+    return keep_layers(model, [i for i in range(len(model.encoder.layers)) if i != layer])
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
+from flyweight.model.survivors import survivors_of
 from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Loss, labels_loss
 from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
@@ -54,12 +55,12 @@ def retrained(
     epochs: int | None,
     learning_rate: float,
     distil: Distil,
-    layers: Sequence[int] | None = None,
     splices_each: int = 1,
 ) -> NLUModel:
     """The model after so many passes over the run's messages (in place): 0 none, None about 1500 steps.
 
-    distil, layers: as in fit_taught; splices_each: as in taught_data. A teacher's answers need no dropout.
+    distil: as in fit_taught, of a teacher that may have more layers; splices_each: as in taught_data. A teacher's
+    answers need no dropout.
     """
     if epochs == 0:
         return model
@@ -77,11 +78,24 @@ def retrained(
         teacher=run.teacher,
         distil=distil,
         loss=run.loss,
-        layers=layers,
+        layers=layers_taught(model, run.teacher),
         device=run.device,
         folder=run.folder,
         progress=run.progress,
     )
+
+
+def layers_taught(model: NLUModel, teacher: NLUModel) -> list[int] | None:
+    """The teacher's layer of each of the model's; None where the model was not cut out of the teacher: one to one."""
+    ours, theirs = survivors_of(model), survivors_of(teacher)
+    if ours.dense != theirs.dense or not set(ours.layers) <= set(theirs.layers):
+        return None
+    return teachers_of([theirs.layers.index(i) for i in ours.layers], len(theirs.layers))
+
+
+def teachers_of(kept: Sequence[int], n_layers: int) -> list[int]:
+    """The teacher's layer that each kept layer learns: the one before the next that is kept, the last of all."""
+    return [after - 1 for after in (*kept[1:], n_layers)] if kept else []
 
 
 def technique(table: dict[str, type[Technique]], name: str, settings: dict[str, Any]) -> Technique:

@@ -30,7 +30,6 @@ from flyweight.analyse.shapes import Clock, ShapeTimes
 from flyweight.analyse.structures import Choice, blocks_of, choices, cut
 from flyweight.data.splits import sample
 from flyweight.errors import ConfigError, FlyweightWarning
-from flyweight.model.encoder import LayerShape
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import unpacked_copy
 from flyweight.model.survivors import survivors_of
@@ -157,14 +156,8 @@ class StructuredPruning:
             epochs=epochs,
             learning_rate=self.learning_rate,
             distil="hidden" if alike and kept.layers else "logits",
-            layers=teachers_of(kept.layers, len(dense.layers)) if alike else None,
             splices_each=self.splices,
         )
-
-
-def teachers_of(kept: Sequence[int], n_layers: int) -> list[int]:
-    """The dense layer whose output each kept layer learns: the one before the next that is kept; the last of all."""
-    return [after - 1 for after in (*kept[1:], n_layers)] if kept else []
 
 
 def _within(found: Sequence[Choice], share: float) -> Choice:
