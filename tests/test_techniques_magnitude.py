@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_cases import Call, Place
-from random_models import quiet_run, same_bits, variant
+from random_models import quiet_run, random_model, same_bits, variant
 
 from flyweight.artifact import read
 from flyweight.data.messages import NLUData
@@ -195,6 +195,13 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert encoder_masks(found).keys() == encoder_masks(whole).keys()
     assert all(np.array_equal(m, encoder_masks(whole)[name]) for name, m in encoder_masks(found).items())
     assert same_bits(found, whole, [m.text for m in tiny_data.messages])
+
+
+@pytest.mark.parametrize("step", [*ROOMS, Magnitude(**ONCE)])
+def test_a_model_without_layers_has_nothing_to_prune(step: Any, tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    parent = random_model(tiny_model, layers=())
+    child = step.apply(parent, quiet_run(tiny_data, parent))
+    assert same_bits(child, parent, [m.text for m in tiny_data.messages[:5]])
 
 
 def test_pruned_further_only_what_was_left_can_stay(tiny_data: NLUData, tiny_model: NLUModel) -> None:

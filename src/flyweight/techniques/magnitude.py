@@ -97,6 +97,8 @@ class Magnitude:
         if not sparsity:
             return model
         matrices = prunable(model.unpack(), self.heads)
+        if not matrices:
+            return model
         if self.epochs == 0:
             scores = [magnitude(module.weight) for module in matrices]
             for module, mask in zip(matrices, masks(scores, 1 - sparsity, self.shape, self.scope), strict=True):

@@ -77,6 +77,8 @@ class Movement:
         if not sparsity:
             return model
         matrices = prunable(model.unpack(), self.heads)
+        if not matrices:
+            return model
         data = taught_data(run.data, self.distil, run.seed, run.loss)
         settings = TrainingSettings(
             epochs=epochs_of(self.epochs, data, AUTO_STEPS),
