@@ -1,0 +1,188 @@
+"""How a pruned matrix is stored: the fastest of equal forms; and that the engine computes with each of them alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_cases import artifact_of, engine_at, levels, random_messages, same
+from random_models import random_model
+
+from flyweight.data.messages import NLUData
+from flyweight.export import sparse
+from flyweight.forms import Codes, Form, Int8, Sparse
+from flyweight.forms.codes import codes_from_centres
+from flyweight.forms.int8 import int8_rows
+from flyweight.model.linear import Linear, set_form
+from flyweight.model.nlu import NLUModel
+from flyweight.runtime import native
+from flyweight.runtime.reference import Reference, rms_difference
+from flyweight.training.teacher import build
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees what another has measured."""
+    monkeypatch.setattr(sparse, "_seconds", {})
+
+
+def pruned(keep: float = 0.5, block: int = 1, values: Int8 | Codes | None = None) -> Sparse:
+    rng = np.random.default_rng(0)
+    values = values or int8_rows(rng.normal(size=(40, 64)).astype(np.float32))
+    return Sparse(values, np.repeat(rng.random((40, 64 // block)) < keep, block, axis=1))
+
+
+def takes(seconds: dict[str, float]) -> Any:
+    """A `matrix_seconds` that says these of dense forms, of masks of single weights, and of blocks."""
+
+    def found(form: Form, n_tokens: int, calls: int) -> float:
+        return seconds[f"block {form.block}" if isinstance(form, Sparse) else "dense"]
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind", "block"),
+    [
+        ({"dense": 1, "block 1": 2, "block 4": 3}, Int8, 0),
+        ({"dense": 2, "block 1": 1, "block 4": 3}, Sparse, 1),
+        ({"dense": 2, "block 1": 3, "block 4": 1}, Sparse, 4),
+        ({"dense": 0.98, "block 1": 1, "block 4": 0.98}, Sparse, 1),  # the smallest, where others win less than 3%
+    ],
+)
+def test_the_fastest_equal_form_is_stored(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], kind: type[Form], block: int
+) -> None:
+    monkeypatch.setattr(sparse, "matrix_seconds", takes(seconds))
+    form = pruned()
+    found = sparse.chosen(form, "int8")
+    assert type(found) is kind
+    assert block == (found.block if isinstance(found, Sparse) else 0)
+    assert np.array_equal(found.dense(), form.dense())
+
+
+def test_without_an_engine_the_smallest_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "matrix_seconds", lambda form, n_tokens, calls: None)
+    assert isinstance(sparse.chosen(pruned(0.5), "int8"), Sparse)
+    assert isinstance(sparse.chosen(pruned(1.0), "int8"), Int8)  # a mask of ones is only a burden
+    assert sparse.break_even((16, 64), 1) is None
+
+
+def test_what_the_engine_does_not_multiply_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sparse, "matrix_seconds")
+    form = pruned()
+    assert sparse.chosen(form, "float") is form
+    assert sparse.chosen(form.values, "int8") is form.values
+    empty = Sparse(int8_rows(np.zeros((0, 4), np.float32)), np.zeros((0, 4), bool))
+    assert sparse.chosen(empty, "int8") is empty
+
+
+def test_codes_become_dense_where_each_table_has_a_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "matrix_seconds", takes({"dense": 1, "block 1": 2, "block 4": 2}))
+    w = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32)
+    with_zero = codes_from_centres(w, np.array([[-1.27, 0, 0.5, 1]]), integer=True)
+    form = pruned(values=with_zero)
+    found = sparse.chosen(form, "int8")
+    assert isinstance(found, Codes)
+    assert np.array_equal(found.dense(), form.dense())
+    form = pruned(values=codes_from_centres(w, np.array([[-1.27, -0.1, 0.5, 1]]), integer=True))
+    assert sparse.chosen(form, "int8") is form
+
+
+def test_break_even_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense takes 1, sparse 0.4 and the density, of 8 and of 16 tokens: equal at 40% zeros, between 30% and 50%."""
+    calls = []
+
+    def seconds(form: Form, n_tokens: int, n_calls: int) -> float:
+        calls.append(n_tokens)
+        return 0.4 + form.density if isinstance(form, Sparse) else 1.0
+
+    monkeypatch.setattr(sparse, "matrix_seconds", seconds)
+    assert sparse.break_even((160, 640), 4) == pytest.approx(0.4, abs=0.02)
+    assert calls == [8, 16] * 3  # dense once, sparse at 30% and 50%; what looks alike is measured once
+    monkeypatch.setattr(sparse, "_seconds", {})
+    monkeypatch.setattr(sparse, "matrix_seconds", takes({"dense": 1, "block 4": 2}))
+    assert sparse.break_even((160, 640), 4) is None
+
+
+def test_the_report_says_how_each_lies_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "matrix_seconds", takes({"dense": 1, "block 1": 0.5, "block 4": 2}))
+    weights = {
+        "a": {"form": "sparse", "block": 1, "activations": "int8"},
+        "b": {"form": "sparse", "block": 4, "activations": "int8"},
+        "c": {"form": "int8", "activations": "int8"},
+    }
+    found = sparse.report(weights, {name: pruned() for name in "abc"})
+    assert found["stored"] == {"a": "sparse", "b": "sparse in blocks", "c": "int8"}
+    assert list(found["break_even"]) == ["40 x 64, block 1, 8 bits"]
+    assert sparse.report(weights, {}) == {}
+
+
+# the engine ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def like(tiny_data: NLUData) -> NLUModel:
+    return build(tiny_data, "small")
+
+
+def sparse_model(like: NLUModel, kind: str, block: int, activations: Any) -> NLUModel:
+    """A random model, half of the weights of each matrix gone; every third matrix keeps none."""
+    model, rng = random_model(like, layers=((3, 37), (2, 70))), np.random.default_rng(3)
+    for i, (_, module, _) in enumerate(model.matrices()):
+        if not isinstance(module, Linear):
+            continue
+        w = module.weight.detach().numpy()
+        values: Int8 | Codes = int8_rows(w)
+        if kind != "int8":
+            values = codes_from_centres(w, np.sort(rng.normal(0, 0.15, (len(w), int(kind))), axis=1), integer=True)
+        keep = rng.random((w.shape[0], -(-w.shape[1] // block))) < (0 if i % 3 == 0 else 0.5)
+        set_form(module, Sparse(values, np.repeat(keep, block, axis=1)[:, : w.shape[1]]), activations)
+        module.input_scale = 2.0**-5 if activations == "static" else None
+    return model
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native engine is not built")
+@pytest.mark.parametrize("activations", ["int8", "static", "float"])
+@pytest.mark.parametrize("block", [1, 4])
+@pytest.mark.parametrize("kind", ["int8", "16", "4", "2", "100"])
+def test_every_level_gives_the_same_bits(
+    like: NLUModel, kind: str, block: int, activations: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse, "chosen", lambda form, activations: form)
+    monkeypatch.setattr("flyweight.export.fly.chosen", lambda form, activations: form)
+    artifact = artifact_of(sparse_model(like, kind, block, activations))
+    assert {e["form"] for n, e in artifact.manifest["weights"].items() if not n.startswith("embeddings")} == {"sparse"}
+    messages = random_messages(9, artifact.manifest["model"]["encoder"]["vocab_size"], longest=40)
+    wanted = engine_at("scalar", artifact, monkeypatch).logits(messages)
+    for level in levels():
+        assert same(engine_at(level, artifact, monkeypatch).logits(messages), wanted)
+    found = [a for pair in Reference(artifact).logits(messages) for a in pair if a is not None]
+    assert rms_difference(found, [a for pair in wanted for a in pair if a is not None]) < 0.1
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native engine is not built")
+def test_a_stored_choice_changes_no_bit(like: NLUModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sparse_model(like, "int8", 1, "int8")
+    messages = None
+    answers = []
+    for seconds in (
+        {"dense": 1, "block 1": 2, "block 4": 2},
+        {"dense": 2, "block 1": 2, "block 4": 1},
+        {"dense": 2, "block 1": 1, "block 4": 2},
+    ):
+        monkeypatch.setattr(sparse, "_seconds", {})
+        monkeypatch.setattr(sparse, "matrix_seconds", takes(seconds))
+        artifact = artifact_of(model)
+        messages = messages or random_messages(5, artifact.manifest["model"]["encoder"]["vocab_size"], longest=40)
+        answers.append(native.Native(artifact).logits(messages))
+    assert same(answers[0], answers[1])
+    assert same(answers[0], answers[2])
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native engine is not built")
+def test_a_matrix_is_timed() -> None:
+    seconds = native.matrix_seconds(pruned(), 8, 3)
+    assert seconds is not None
+    assert 0 < seconds < 1
