@@ -100,6 +100,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"epochs": 1, "shape": "3:5", "distil": "logits", "learning_rate": 0.001},
         {"epochs": 3, "mode": "soft", "sparsity": 0.5},
     ],
+    "hidden_pruning": [
+        {"epochs": 1},
+        {"keep": 0.5, "epochs": 0, "n_messages": 20},
+        {"keep": 0.9, "epochs": 1, "splices": 0, "learning_rate": 0.001},
+    ],
     "structured": [
         {"rounds": 1, "epochs": 1, "splices": 1},
         {"speedup": 1.5, "structures": "neurons", "rounds": 2, "epochs": 0, "bits": 4},
@@ -303,6 +308,19 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
         ({"mode": "soft", "shape": "2:4"}, "mode", "allowed: hard, where shape is 2:4"),
         *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 1 to 1000") for v in (0, 1001, 2.0, True)),
     ],
+    "hidden_pruning": [
+        *(
+            ({"keep": v}, "keep", "allowed: a number above 0, at most 1")
+            for v in (0, -0.5, 1.5, None, True, float("nan"))
+        ),
+        *(
+            ({"n_messages": v}, "n_messages", "allowed: a whole number from 1 to 100000")
+            for v in (0, 100_001, 1.0, None, True)
+        ),
+        *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 0 to 1000") for v in (-1, 1001, 2.0, "5")),
+        *(({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1") for v in (0, 1, None)),
+        *(({"splices": v}, "splices", "allowed: a whole number from 0 to 100") for v in (-1, 101, 1.0, None, True)),
+    ],
     "structured": [
         *(
             ({"target_ms": v}, "target_ms", "allowed: none, or a number above 0")
@@ -351,6 +369,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
 }
 PRUNING = ("magnitude", "movement")
 STRUCTURE = (
+    "hidden_pruning",
     "structured",
     "head_pruning",
     "neuron_pruning",

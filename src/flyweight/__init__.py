@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flyweight.techniques.codebook import Codebook as Codebook
     from flyweight.techniques.gptq import GPTQ as GPTQ
     from flyweight.techniques.head_pruning import HeadPruning as HeadPruning
+    from flyweight.techniques.hidden_pruning import HiddenPruning as HiddenPruning
     from flyweight.techniques.int8 import Int8 as Int8
     from flyweight.techniques.layer_pruning import LayerPruning as LayerPruning
     from flyweight.techniques.magnitude import Magnitude as Magnitude
@@ -67,6 +68,7 @@ _PUBLIC = {
     "GPTQ": "techniques.gptq",
     "Int8": "techniques.int8",
     "StaticInt8": "techniques.static_int8",
+    "HiddenPruning": "techniques.hidden_pruning",
     "StructuredPruning": "techniques.structured",
     "MixedPrecision": "techniques.mixed_precision",
     "QAT": "techniques.qat",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flyweight.analyse.knapsack import frontier
 from flyweight.analyse.sensitivity import Measured
-from flyweight.analyse.shapes import ShapeTimes, grid
+from flyweight.analyse.shapes import ShapeTimes
 from flyweight.data.messages import Message
 from flyweight.model.encoder import LayerShape
 from flyweight.model.linear import Linear
@@ -156,7 +156,7 @@ def _layer_options(attention: Block, ffn: Block, times: ShapeTimes, structures: 
     """What can become of a layer; those that nothing beats."""
     all_heads, all_neurons = len(attention.order), len(ffn.order)
     heads = range(all_heads + 1) if HEADS in structures else [all_heads]
-    neurons = grid([all_neurons]) if NEURONS in structures else [all_neurons]
+    neurons = [n for n in times.ffn if n < all_neurons and NEURONS in structures] + [all_neurons]
     losses = [[attention.loss(h) for h in heads], [ffn.loss(n) for n in neurons]]
     costs = [[times.attention[h] for h in heads], [times.ffn_share(n) for n in neurons]]
     best = frontier(losses, costs, POINTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.gptq import GPTQ
 from flyweight.techniques.head_pruning import HeadPruning
+from flyweight.techniques.hidden_pruning import HiddenPruning
 from flyweight.techniques.int8 import Int8
 from flyweight.techniques.layer_pruning import LayerPruning
 from flyweight.techniques.magnitude import Magnitude
@@ -34,5 +35,6 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "layer_pruning": LayerPruning,
     "mask_search": MaskSearch,
     "vocabulary": Vocabulary,
+    "hidden_pruning": HiddenPruning,
     "structured": StructuredPruning,
 }

@@ -11,7 +11,7 @@ what the next one that is left was given in the dense model.
 
 Changes: physically smaller matrices, fewer layers: an ordinary float model, to be packed next. The speed-up is that of
 the packed shape against the packed model that comes in. Needs: training messages; labels are a fifth of the loss.
-Gives up: the choice sees 200 messages; a shape is fastest where it was measured.
+Gives up: the choice sees 128 messages; a shape is fastest where it was measured.
 Source: ZipLM, Kurtic et al. 2023, arXiv:2302.04089; layers and distillation as in CoFi, Xia et al. 2022,
 arXiv:2204.00408.
 """
@@ -39,7 +39,7 @@ from flyweight.training.loop import TrainingSettings, auto_epochs
 GRAINS = ("heads", "neurons", "layers")
 STRUCTURES = tuple("+".join(some) for n in (1, 2, 3) for some in combinations(GRAINS, n))
 SPEEDUP = 4.0  # where neither a time nor a speed-up is given
-N_FITTED, N_MEASURED = 384, 200  # training messages that what is left is fitted on; validation messages that kl is of
+N_FITTED, N_MEASURED = 384, 128  # training messages that what is left is fitted on; validation messages that kl is of
 STEPS_BETWEEN, STEPS_LAST = 400, 6000  # trained between the rounds, and at the end where epochs is not given
 MARGIN = 0.99  # of the time wanted: what is aimed at, since clocks differ by a percent
 N_STEPS_DOWN = 6  # where the whole is slower than its parts
