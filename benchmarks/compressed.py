@@ -111,8 +111,10 @@ NEURONS: dict[str, tuple[Technique, ...]] = {
     "layers 4, trained": (fw.LayerPruning(keep=4),),
 }
 VOCABULARY: dict[str, tuple[Technique, ...]] = {
-    "vocabulary": (fw.Vocabulary(),),
+    "vocabulary": (fw.Vocabulary(common=0),),
     "vocabulary, 5000 common": (fw.Vocabulary(common=5000),),
+    "vocabulary, 10000 common": (fw.Vocabulary(common=10_000),),
+    "vocabulary, 20000 common": (fw.Vocabulary(common=20_000),),
 }
 PARTS_CUT = {
     label: Entry((*steps, fw.Int8()), 0.5 if label == "neurons 50%, alternating" else None)

@@ -25,7 +25,7 @@ from flyweight.techniques.int8 import Int8
 from flyweight.techniques.qat import QAT
 from flyweight.techniques.vocabulary import Vocabulary, domain_texts
 from flyweight.tokenizer import Tokenizer
-from flyweight.tokenizer.shrink import needed, shrunk
+from flyweight.tokenizer.shrink import first_tokens, needed, shrunk
 
 SOURCES: dict[str, Callable[[], str]] = {
     "WordPiece": small,
@@ -233,6 +233,17 @@ def test_rare_tokens_go_and_common_ones_stay(tiny_data: NLUData, tiny_model: NLU
     )
     first = {t for t, i in json.loads(model.tokenizer.source)["model"]["vocab"].items() if i < 440}
     assert first <= set(json.loads(common.tokenizer.source)["model"]["vocab"])
+
+
+def test_rows_that_the_base_keeps_free_are_not_common() -> None:
+    vocab = {t: i for i, t in enumerate(["[PAD]", "[unused0]", "[unused12]", "a", "unused1", "madeupword0003", "b"])}
+    model = {"type": "WordPiece", "unk_token": "[PAD]", "continuing_subword_prefix": "##", "vocab": vocab}
+    assert [first_tokens(changed(small(), model=model), n) for n in (0, 2, 3, 9)] == [
+        [],
+        [0, 3],
+        [0, 3, 4],
+        [0, 3, 4, 6],
+    ]
 
 
 def test_rows_that_no_token_has_go(tiny_data: NLUData, tiny_model: NLUModel) -> None:

@@ -23,6 +23,7 @@ from flyweight.errors import DataError
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import keep_tokens
 from flyweight.techniques.room import Run, check_whole
+from flyweight.tokenizer.shrink import first_tokens
 
 MOST = 10_000_000  # more tokens than any base has
 
@@ -53,7 +54,8 @@ class Vocabulary:
         if not texts:
             raise DataError("no training messages", allowed="vocabulary needs at least one, labelled or not")
         counts = Counter(int(i) for e in model.tokenizer.encode_batch(texts) for i in e.ids)
-        kept = {i for i, n in counts.items() if n >= self.least} | set(range(self.common))
+        kept = {i for i, n in counts.items() if n >= self.least}
+        kept |= set(first_tokens(model.tokenizer.source, self.common))
         return keep_tokens(model, kept)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from flyweight.errors import ConfigError
 from flyweight.tokenizer.spec import UnsupportedError, parse, vocabulary
 
+RESERVED = re.compile(r"\[unused\d+\]|<unused\d+>|madeupword\d+")  # rows that bases keep free
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 SCORES = "@scores@"  # stands for a Unigram vocabulary while the rest is written
 
@@ -47,6 +48,12 @@ def needed(source: str, wanted: Collection[int]) -> list[int]:
         kept |= {i for token, i in vocab.items() if BYTE.fullmatch(token)}
     known = set(vocab.values()) | set(added.values())
     return sorted(kept & known)
+
+
+def first_tokens(source: str, count: int) -> list[int]:
+    """Ids of the tokens with the lowest numbers, reserved ones left out. Errors: ConfigError."""
+    ids = sorted(i for token, i in vocabulary(_spec(source)).items() if not RESERVED.fullmatch(token))
+    return ids[:count]
 
 
 def shrunk(source: str, kept: Collection[int]) -> tuple[str, list[int]]:
