@@ -142,7 +142,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.1, "neurons": False, "tune": False},
         {"keep": 0.4, "cost": "ms"},
     ],
-    "vocabulary": [{}, {"least": 3}, {"least": 100, "common": 140}],
+    "vocabulary": [{"common": 0}, {"least": 3, "common": 0}, {"least": 100, "common": 140}],
 }
 # (settings, the field at fault, what is allowed)
 PRUNED: list[tuple[dict[str, Any], str, str]] = [

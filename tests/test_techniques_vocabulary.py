@@ -196,7 +196,7 @@ def test_messages_of_the_domain_have_the_same_answers(
     tiny_data: NLUData, tiny_model: NLUModel, name: str, tmp_path: Path
 ) -> None:
     model = with_base(tiny_model, name)
-    child = Vocabulary().apply(model, quiet_run(tiny_data, model))
+    child = Vocabulary(common=0).apply(model, quiet_run(tiny_data, model))
     assert len(child.encoder.words.weight) == child.encoder.config.vocab_size == child.tokenizer.n_ids
     assert child.encoder.config.vocab_size < model.encoder.config.vocab_size
     texts = [m.text for m in (*tiny_data.train, *tiny_data.validation)]
@@ -223,7 +223,12 @@ def test_rare_tokens_go_and_common_ones_stay(tiny_data: NLUData, tiny_model: NLU
     model = random_model(tiny_model, tokenizer=Tokenizer(train_tokenizer(texts, 900), 40))
     rows = [
         room.apply(model, quiet_run(tiny_data, model)).encoder.config.vocab_size
-        for room in (Vocabulary(least=1000), Vocabulary(least=3), Vocabulary(), Vocabulary(common=440))
+        for room in (
+            Vocabulary(least=1000, common=0),
+            Vocabulary(least=3, common=0),
+            Vocabulary(common=0),
+            Vocabulary(common=440),
+        )
     ]
     assert rows[0] == len(needed(model.tokenizer.source, []))
     assert rows[0] < rows[1] < rows[2] < rows[3] < model.encoder.config.vocab_size
@@ -256,7 +261,7 @@ def test_rows_that_no_token_has_go(tiny_data: NLUData, tiny_model: NLUModel) -> 
 def test_a_training_afterwards_learns_from_the_old_tokens(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     model = with_base(tiny_model)
     run = quiet_run(tiny_data, model)
-    child = QAT(epochs=1, distil="hidden").apply(Vocabulary().apply(model, run), run)
+    child = QAT(epochs=1, distil="hidden").apply(Vocabulary(common=0).apply(model, run), run)
     assert child.encoder.config.vocab_size < model.encoder.config.vocab_size
 
 
@@ -264,15 +269,15 @@ def test_refusals(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     run = quiet_run(tiny_data, tiny_model)
     packed = Int8().apply(tiny_model, run)
     with pytest.raises(ConfigError, match=r"^embeddings\.words is packed or masked; "):
-        Vocabulary().apply(packed, run)
+        Vocabulary(common=0).apply(packed, run)
     bare = replace(tiny_data, train=(), validation=(), synonyms={})
     with pytest.raises(DataError, match=r"^no training messages; vocabulary needs at least one, labelled or not$"):
-        Vocabulary().apply(tiny_model, quiet_run(bare, tiny_model))
+        Vocabulary(common=0).apply(tiny_model, quiet_run(bare, tiny_model))
 
 
 def test_heads_and_tokens_go_in_any_order(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     model = with_base(tiny_model)
-    kept = Vocabulary().apply(model, quiet_run(tiny_data, model))
+    kept = Vocabulary(common=0).apply(model, quiet_run(tiny_data, model))
     texts = [m.text for m in tiny_data.train]
     one, other = keep_heads(kept, {0: [1]}), keep_heads(model, {0: [1]})
-    assert same_bits(one, Vocabulary().apply(other, quiet_run(tiny_data, model)), texts)
+    assert same_bits(one, Vocabulary(common=0).apply(other, quiet_run(tiny_data, model)), texts)

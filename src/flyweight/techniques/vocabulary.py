@@ -34,11 +34,11 @@ class Vocabulary:
 
     least: times a token occurs in the domain's texts to stay, 1 to 10000000
     common: so many of the base's tokens stay beside, those with the lowest numbers, 0 to 10000000: the most frequent
-    ones, as bases number them
+    ones, as bases number them. They are for words that nobody wrote yet, see docs/lab-notebook.md
     """
 
     least: int = 1
-    common: int = 0
+    common: int = 10_000
     ZERO: ClassVar[dict[str, Any] | None] = {"common": MOST}
 
     def __post_init__(self) -> None:
