@@ -2,19 +2,22 @@
 
     python benchmarks/structured.py [banking77 snips sara-dedup] [--seeds 0] [--base minilm] [--speeds 2 4 8]
     python benchmarks/structured.py --grains [sara-dedup] [--seeds 0]      # heads, neurons, both: at equal milliseconds
+    python benchmarks/structured.py --shapes [sara-dedup]      # are times of whole shapes sums of the measured ones?
 
 Both dense and pruned model are int8 files. Losses on the test messages against the teacher in PyTorch fp32, with a 95%
 paired bootstrap interval, as real_data.py measures them. Engine: token ids in, logits out, batch 1, one thread, the
 tokenizer not counted, call by call in turn on the test messages; `times_faster` is the ratio of means, the median of
 the calls' ratios stands beside it, since a busy machine moves it less.
 Models are made once and found in the cache (compressed.py); an interrupted making resumes. Writes
-benchmarks/results/structured.json after every set and seed, and with --grains benchmarks/results/structured_grains.png.
+benchmarks/results/structured.json after every set and seed, with --grains benchmarks/results/structured_grains.png,
+with --shapes benchmarks/results/structured_shapes.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,26 @@ from real_data import METRICS, keep, measure
 from teachers import teacher
 
 import flyweight as fw
-from flyweight.analyse.shapes import compare_engines
+from flyweight.analyse.shapes import Clock, compare_engines
 from flyweight.measure.latency import single_thread
+from flyweight.measure.machine import machine
+from flyweight.model.encoder import LayerShape
 
 RESULTS = Path(__file__).parent / "results" / "structured.json"
+SHAPES = RESULTS.with_name("structured_shapes.json")
 CHART = RESULTS.with_name("structured_grains.png")
 DENSE = "int8"
 SPEEDS = (2, 4, 8)
+WHOLE = {  # (heads, neurons) of each layer of MiniLM's shape, and of smaller ones
+    "dense": ((12, 1536),) * 6,
+    "half of each layer": ((6, 768),) * 6,
+    "half of the layers": ((12, 1536),) * 3,
+    "a quarter of each": ((3, 384),) * 6,
+    "uneven": ((4, 512), (2, 256), (0, 512), (6, 128)),
+    "no heads": ((0, 768),) * 6,
+    "no neurons": ((6, 0),) * 6,
+    "an eighth": ((4, 256), (3, 256), (2, 128)),
+}
 COLOURS = {"heads": "#c0392b", "neurons": "#2471a3", "heads+neurons": "#1e8449"}
 
 
@@ -81,6 +97,22 @@ def print_losses(name: str) -> None:
             )
 
 
+def shapes(name: str, base: str, seed: int) -> None:
+    """The table of measured times, and of whole shapes what it predicts beside what is measured; into SHAPES."""
+    model, data = teacher(name, base, seed)
+    clock = Clock(model, [m.text for m in data.validation], 8, None)
+    times, rows = clock.table(), []
+    for label, whole in WHOLE.items():
+        layers = tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in whole)
+        measured = clock.share(replace(model.encoder.config, layers=layers))
+        predicted = times.predicted(layers)
+        rows.append({"shape": label, "layers": whole, "predicted": predicted, "measured": measured})
+        error = 100 * (predicted / measured - 1)
+        print(f"{label:20} predicted {predicted:.4f} measured {measured:.4f} of dense, {error:+.1f}%", flush=True)
+    found = {"machine": machine(), "threads": 1, "set": name, "base": Path(base).name, "bits": 8, "table": vars(times)}
+    SHAPES.write_text(json.dumps(found | {"whole": rows}, indent=1) + "\n", encoding="utf-8")
+
+
 def draw(name: str) -> Path:
     """Loss of the set's first metric by times faster, a line a grain."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -116,8 +148,12 @@ def main() -> None:
     parser.add_argument("--base", default="minilm")
     parser.add_argument("--speeds", type=int, nargs="+", default=list(SPEEDS), choices=SPEEDS)
     parser.add_argument("--grains", action="store_true", help="heads, neurons, both at equal milliseconds, and a chart")
+    parser.add_argument("--shapes", action="store_true", help="time shapes only: the table, and whether times add up")
     parser.add_argument("--calls", type=int, default=300, help="timed calls a model")
     chosen = parser.parse_args()
+    if chosen.shapes:
+        shapes((chosen.sets or ["sara-dedup"])[0], chosen.base, chosen.seeds[0])
+        return
     labels = list(GRAINS) if chosen.grains else [label for label in STRUCTURED if int(label[11:-1]) in chosen.speeds]
     for name in chosen.sets or (["sara-dedup"] if chosen.grains else ["sara-dedup", "banking77", "snips"]):
         for seed in chosen.seeds:
