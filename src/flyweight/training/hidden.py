@@ -124,7 +124,7 @@ class _HiddenStates:
         said = {i: self.kept[i] for i in rows if i in self.kept}
         if new := [i for i in rows if i not in said]:
             said |= self._ask(new, device)
-        states = [_padded([said[i].states[k] for i in rows], device) for k in range(len(self.states))]
+        states = list(_padded([said[i].states for i in rows], device).unbind(2))  # (B, T, D) each
         intents = torch.stack([said[i].intents for i in rows]).to(device)
         if self.teacher.tag_head is None:
             return states, intents, None
@@ -138,26 +138,26 @@ class _HiddenStates:
         ids, mask = (a.to(device) for a in pad([self.ids[i] for i in rows]))
         states = self.teacher.encoder.hidden_states(ids, mask)
         intents = self.teacher.intent_logits(states[-1], mask).float().cpu()
-        compared = [states[i].to("cpu", torch.float16) for i in self.states]
+        compared = torch.stack([states[i].to("cpu", torch.float16) for i in self.states], dim=2)  # (B, T, states, D)
         tags = intents[:, None] if self.teacher.tag_head is None else self.teacher.tag_head(states[-1]).float().cpu()
         found = {}
         for at, i in enumerate(rows):
             n = len(self.ids[i])
-            found[i] = said = _Said([s[at, :n].clone() for s in compared], intents[at].clone(), tags[at, :n].clone())
-            self.room -= sum(2 * s.numel() for s in said.states) + 4 * (said.tags.numel() + said.intents.numel())
+            found[i] = said = _Said(compared[at, :n].clone(), intents[at].clone(), tags[at, :n].clone())
+            self.room -= 2 * said.states.numel() + 4 * (said.tags.numel() + said.intents.numel())
             if self.room >= 0:
                 self.kept[i] = said
         return found
 
 
 class _Said(NamedTuple):
-    """A teacher's answer to a message: states (T, D) each, float16; intents (C,); tags (T, n_tags)."""
+    """A teacher's answer to a message: states (T, states, D) float16; intents (C,); tags (T, n_tags)."""
 
-    states: list[Tensor]
+    states: Tensor
     intents: Tensor
     tags: Tensor
 
 
 def _padded(rows: list[Tensor], device: torch.device) -> Tensor:
-    """(T_i, D) each -> (B, T, D) float32, zeros behind the ends."""
+    """(T_i, ...) each -> (B, T, ...) float32, zeros behind the ends."""
     return pad_sequence(rows, batch_first=True).to(device).float()
