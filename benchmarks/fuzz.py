@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -63,6 +64,7 @@ SPECIAL_FLOATS = [float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 1e-45,
 
 def corpus(folder: Path, bot: Path | None) -> list[Path]:
     """Write the files that are mutated: the bundled model (or `bot`) first, then small random ones of every kind."""
+    from engine_cases import packed
     from random_models import VARIANTS, random_model
 
     from flyweight.answers import Labels
@@ -97,6 +99,9 @@ def corpus(folder: Path, bot: Path | None) -> list[Path]:
         recipe = recipes[at % len(recipes)]
         small = compress(model, data, recipe, measure=False, progress=False) if recipe else model
         found.append(export_fly(small, folder / f"{name.replace(' ', '-')}.fly"))
+    with mock.patch("flyweight.export.fly.chosen", lambda form, activations: form):  # sparse, whatever is faster here
+        for packing in ("sparse int8", "sparse 16 centres in blocks"):
+            found.append(export_fly(packed(like, "plain", packing), folder / f"{packing.replace(' ', '-')}.fly"))
     return found
 
 

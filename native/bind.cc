@@ -128,7 +128,7 @@ MatrixSource matrix_of(const nb::dict& from, const std::string& name, std::vecto
   m.block = field<int>(from, "block");
   const nb::object table = item(from, "table"), scale = item(from, "scale");
   m.data = bytes(item(from, "data"), name + ".data", keep);
-  if (m.block) m.mask = bytes(item(from, "mask"), name + ".mask", keep);
+  if (const nb::object mask = item(from, "mask"); m.block) m.mask = bytes(mask, name + ".mask", keep);
   m.scale = span<float>(scale, name + ".scale", keep);
   m.bias = span<float>(item(from, "bias"), name + ".bias", keep);
   if (scale.is_none()) {

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from random_models import VARIANTS, random_model
 
 from flyweight.artifact import Artifact
 from flyweight.export.fly import contents
-from flyweight.forms import Form
+from flyweight.forms import Form, Sparse
 from flyweight.forms.codes import codes_from_centres
 from flyweight.forms.int8 import int8_matrix, int8_rows
 from flyweight.model.linear import Activations, Linear, set_form
@@ -49,6 +50,18 @@ def codes(k: int, per: str = "row", integer: bool = True) -> Callable[[np.ndarra
     return make
 
 
+def sparse(make: Callable[[np.ndarray], Form], block: int) -> Callable[[np.ndarray], Form]:
+    """The same with half of the weights, or groups of four of them, gone."""
+
+    def masked(w: np.ndarray) -> Form:
+        keep = np.random.default_rng(w.shape).random((w.shape[0], -(-w.shape[1] // block))) < 0.5
+        form = make(w)
+        assert not isinstance(form, Sparse)
+        return Sparse(form, np.repeat(keep, block, axis=1)[:, : w.shape[1]])
+
+    return masked
+
+
 # Multiplied matrices: (maker or None for float32, activations); embeddings take the maker alone.
 PACKINGS: dict[str, tuple[Callable[[np.ndarray], Form] | None, Activations]] = {
     "float32": (None, "float"),
@@ -69,6 +82,13 @@ PACKINGS: dict[str, tuple[Callable[[np.ndarray], Form] | None, Activations]] = {
     "static int8 matrix": (int8_matrix, "static"),
     "static 16 centres": (codes(16), "static"),
     "static 20 centres, 5 bits": (codes(20, "matrix"), "static"),
+    "sparse int8": (sparse(int8_rows, 1), "int8"),
+    "sparse int8 in blocks": (sparse(int8_rows, 4), "int8"),
+    "sparse 16 centres": (sparse(codes(16, "matrix"), 1), "int8"),
+    "sparse 16 centres in blocks": (sparse(codes(16), 4), "int8"),
+    "sparse 3 centres, static": (sparse(codes(3), 4), "static"),
+    "sparse 20 centres, 5 bits": (sparse(codes(20), 1), "int8"),
+    "sparse codes by floats": (sparse(codes(9), 1), "float"),
 }
 STEP = 0.03125  # of static activations: +-3.97 are kept of normed values, +-127 steps
 
@@ -94,8 +114,9 @@ def packed(like: NLUModel, shape: str, packing: str, std: float = 0.08) -> NLUMo
 
 
 def artifact_of(model: NLUModel) -> Artifact:
-    """What an exported file holds, without the gate and golden samples."""
-    manifest, arrays = contents(model)
+    """What an exported file holds, without the gate and golden samples; matrices in the model's own forms."""
+    with mock.patch("flyweight.export.fly.chosen", lambda form, activations: form):
+        manifest, arrays = contents(model)
     return Artifact(Path("m.fly"), manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays, 0)
 
 

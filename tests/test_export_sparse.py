@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from engine_cases import artifact_of, engine_at, levels, random_messages, same
 from random_models import random_model
 
+from flyweight.artifact import Artifact
 from flyweight.data.messages import NLUData
 from flyweight.export import sparse
-from flyweight.forms import Codes, Form, Int8, Sparse
+from flyweight.export.fly import contents
+from flyweight.forms import Codes, Form, Int8, Sparse, pack
 from flyweight.forms.codes import codes_from_centres
 from flyweight.forms.int8 import int8_rows
 from flyweight.model.linear import Linear, set_form
@@ -150,8 +153,6 @@ def sparse_model(like: NLUModel, kind: str, block: int, activations: Any) -> NLU
 def test_every_level_gives_the_same_bits(
     like: NLUModel, kind: str, block: int, activations: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sparse, "chosen", lambda form, activations: form)
-    monkeypatch.setattr("flyweight.export.fly.chosen", lambda form, activations: form)
     artifact = artifact_of(sparse_model(like, kind, block, activations))
     assert {e["form"] for n, e in artifact.manifest["weights"].items() if not n.startswith("embeddings")} == {"sparse"}
     messages = random_messages(9, artifact.manifest["model"]["encoder"]["vocab_size"], longest=40)
@@ -174,7 +175,8 @@ def test_a_stored_choice_changes_no_bit(like: NLUModel, monkeypatch: pytest.Monk
     ):
         monkeypatch.setattr(sparse, "_seconds", {})
         monkeypatch.setattr(sparse, "matrix_seconds", takes(seconds))
-        artifact = artifact_of(model)
+        manifest, arrays = contents(model)
+        artifact = Artifact(Path("m.fly"), manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays, 0)
         messages = messages or random_messages(5, artifact.manifest["model"]["encoder"]["vocab_size"], longest=40)
         answers.append(native.Native(artifact).logits(messages))
     assert same(answers[0], answers[1])
@@ -186,3 +188,48 @@ def test_a_matrix_is_timed() -> None:
     seconds = native.matrix_seconds(pruned(), 8, 3)
     assert seconds is not None
     assert 0 < seconds < 1
+
+
+def handed(form: Sparse) -> dict[str, Any]:
+    """A matrix as the engine takes it."""
+    entry, arrays = pack(form, "panels")
+    rows, columns = form.shape
+    found = {"rows": rows, "columns": columns, "activations": "int8", "input_scale": None, "output_scales": None}
+    return found | {"bias": None} | native._stored(entry, arrays)
+
+
+def bit(mask: np.ndarray, row: int, at: int) -> np.ndarray:
+    """The mask of (40, 64) weights with one more bit."""
+    changed = mask.copy()
+    changed[8 * row + at // 8] |= 1 << at % 8
+    return changed
+
+
+@pytest.mark.skipif(native.module() is None, reason="the native engine is not built")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: {"mask": m["mask"][:-1]}, r"mask \(bytes\) has 383 entries; it must have 384"),
+        (lambda m: {"data": m["data"][:-1]}, r"data \(bytes\) has \d+ entries; it must have"),
+        (lambda m: {"data": np.append(m["data"], m["data"][:1])}, r"data \(bytes\) has"),
+        (lambda m: {"mask": bit(m["mask"], 40, 0)}, "its mask has bits beyond the last row"),
+        (lambda m: {"mask": bit(m["mask"], 3, 63)}, r"its mask has bits beyond the last column"),
+        (lambda m: {"mask": np.zeros(384, np.uint8)}, r"data \(bytes\) has \d+ entries; it must have 64"),
+        (lambda m: {"block": 2}, "has blocks of 2; allowed: 1 or 4"),
+        (lambda m: {"block": 4}, r"mask \(bytes\) has"),
+        (lambda m: {"block": -1}, "has blocks of -1; allowed: 1 or 4"),
+        (lambda m: {"shift": 3}, "is sparse and has a shift"),
+        (lambda m: {"columns": 4097}, "is sparse and has more than 4096 columns"),
+        (lambda m: {"form": "float32", "activations": "float"}, "is sparse and has float weights"),
+        (lambda m: {"mask": None}, "mask is no array"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: Any, message: str) -> None:
+    rng = np.random.default_rng(0)
+    q = int8_rows(rng.normal(size=(40, 60)).astype(np.float32))
+    given = handed(Sparse(q, rng.random((40, 60)) < 0.5))
+    engine = native.module()
+    assert engine.time_matrix(given, 4, 1, "scalar") > 0
+    with pytest.raises(ValueError, match=message) as error:
+        engine.time_matrix(given | change(given), 4, 1, "scalar")
+    assert "\n" not in str(error.value)

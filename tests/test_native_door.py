@@ -138,7 +138,7 @@ def decoded(given: dict[str, Any]) -> np.ndarray:
     return Codes(codes, given["table"], given["scale"]).dense()
 
 
-FIELDS = {"form", "rows", "columns", "activations", "data", "table", "scale", "shift", "bits", "bias",
+FIELDS = {"form", "rows", "columns", "activations", "data", "table", "scale", "shift", "bits", "block", "mask", "bias",
           "input_scale", "output_scales"}  # fmt: skip
 PACKINGS: dict[str, Any] = {
     "float": lambda w: None,
