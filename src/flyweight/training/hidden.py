@@ -138,7 +138,8 @@ class _HiddenStates:
         ids, mask = (a.to(device) for a in pad([self.ids[i] for i in rows]))
         states = self.teacher.encoder.hidden_states(ids, mask)
         intents = self.teacher.intent_logits(states[-1], mask).float().cpu()
-        compared = torch.stack([states[i].to("cpu", torch.float16) for i in self.states], dim=2)  # (B, T, states, D)
+        compared = torch.stack([states[i].float() for i in self.states], dim=2)  # (B, T, states, D)
+        compared = compared.to("cpu", torch.float16)
         tags = intents[:, None] if self.teacher.tag_head is None else self.teacher.tag_head(states[-1]).float().cpu()
         found = {}
         for at, i in enumerate(rows):
