@@ -120,7 +120,17 @@ PARTS_CUT = {
     label: Entry((*steps, fw.Int8()), 0.5 if label == "neurons 50%, alternating" else None)
     for label, steps in (HEADS | NEURONS | VOCABULARY).items()
 }
-RECIPES |= STRUCTURED | GRAINS | PARTS_CUT
+CHAINS = {
+    f"deep compression {share}%, {bits} bits": Entry(
+        (
+            fw.Vocabulary(),
+            fw.Magnitude(sparsity=share / 100),
+            fw.TrainedCodes(encoder=2**bits, embeddings=16, heads=256),
+        )
+    )
+    for share, bits in ((60, 4), (80, 4), (60, 2))
+}
+RECIPES |= STRUCTURED | GRAINS | PARTS_CUT | CHAINS
 
 
 @dataclass(frozen=True)
