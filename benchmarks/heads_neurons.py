@@ -143,7 +143,12 @@ def keep(run: dict[str, Any]) -> None:
     order = [DENSE, *PARTS_CUT]
     runs[key] = run | {"rows": sorted(rows.values(), key=lambda row: order.index(row["name"]))}
     ordered = sorted(runs.values(), key=lambda r: (SETS.index(r["set"]), r["base"], r["seed"]))
-    shares = [removable(r, trained) for r in ordered for trained in (False, True)]
+    shares = [
+        removable(r, trained)
+        for r in ordered
+        for trained in (False, True)
+        if any(label.endswith("trained") == trained for label in HEADS if label in {row["name"] for row in r["rows"]})
+    ]
     result = {"machine": machine(), "threads": 1, "bound_percent": BOUND, "heads_removable": shares, "runs": ordered}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
