@@ -14,7 +14,7 @@ from random_models import counted, quiet_run, random_model, same_bits
 
 from flyweight.analyse import shapes
 from flyweight.analyse.shapes import Clock, ShapeTimes, grid, packed_at_random, spread
-from flyweight.analyse.structures import Block, blocks_of, choices, cut
+from flyweight.analyse.structures import Block, Parts, blocks_of, choices, cut
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError, FlyweightWarning
 from flyweight.model.encoder import EncoderConfig, LayerShape
@@ -143,7 +143,7 @@ def test_the_least_loss_within_a_time() -> None:
     times = ShapeTimes(1.0, 0.5, (0.0, 1.0, 2.0), {0: 0.0, 16: 1.6})
     ffn = Block("f", 1, torch.eye(17), tuple(range(16)), (0, 16), (5.0, 0.0))
     dear, cheap = block("a", 9.0, 4.0, 0.0), block("a", 0.3, 0.1, 0.0)
-    found = choices([(dear, ffn), (cheap, ffn)], times, ["heads", "neurons"])
+    found = choices([Parts(dear, ffn, 14.0), Parts(cheap, ffn, 5.3)], times, ["heads", "neurons"])
     by_share = {round(c.share, 6): c for c in found}
     assert by_share[7.7].kl == 0
     assert by_share[6.7].layers == layers((2, 16), (1, 16))
@@ -156,7 +156,7 @@ def test_the_least_loss_within_a_time() -> None:
 def test_only_what_may_go_goes() -> None:
     times = ShapeTimes(1.0, 0.5, (0.1, 1.0, 2.0), {0: 0.1, 16: 1.6})
     ffn = Block("f", 1, torch.eye(17), tuple(range(16)), (0, 16), (5.0, 0.0))
-    pair = (block("a", 9.0, 4.0, 0.0), ffn)
+    pair = Parts(block("a", 9.0, 4.0, 0.0), ffn, 3.0)
     of = {s: choices([pair, pair], times, s.split("+")) for s in ("heads", "neurons", "layers", "heads+neurons+layers")}
     assert {(s.heads, s.ffn) for c in of["heads"] for s in c.layers if s} == {(0, 16), (1, 16), (2, 16)}
     assert {(s.heads, s.ffn) for c in of["neurons"] for s in c.layers if s} == {(2, 0), (2, 16)}
@@ -168,6 +168,7 @@ def test_only_what_may_go_goes() -> None:
     }
     assert of["heads+neurons+layers"][0].layers == (None, None)
     assert of["heads+neurons+layers"][0].share == 0.5  # without the norms of empty layers
+    assert of["heads+neurons+layers"][0].kl == 6.0  # what was measured without the layer, not the sum of its parts
     assert all(s is not None for c in of["heads"] for s in c.layers)
 
 

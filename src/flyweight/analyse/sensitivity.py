@@ -226,12 +226,15 @@ class Measured:
         return [self.model.labels.answer(m.text, e, intent, tags) for m, e, (intent, tags) in rows]
 
     @torch.no_grad()
-    def logits(self, first: int) -> Logits:
-        """As `NLUModel.logits`, computed from layer `first` on (-1: from the embeddings on)."""
+    def logits(self, first: int, given: int | None = None) -> Logits:
+        """As `NLUModel.logits`, computed from layer `first` on (-1: from the embeddings on).
+
+        given: number of the layer whose input it is given, where those between are skipped.
+        """
         encoder = self.model.encoder
         found: Logits = [(np.zeros(0), None)] * len(self.messages)
         for batch, (ids, mask), states in zip(self.batches, self.padded, self.states, strict=True):
-            x = encoder.embed(ids) if first < 0 else states[first]
+            x = encoder.embed(ids) if first < 0 else states[first if given is None else given]
             hidden: Tensor = encoder.states_from(max(first, 0), x, mask)[-1]
             intent = self.model.intent_head(self.model.pool(hidden, mask))
             for row, i in enumerate(batch):

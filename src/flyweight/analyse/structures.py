@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,6 +78,14 @@ class Block:
         return found[:, :-1].contiguous(), found[:, -1].contiguous()
 
 
+class Parts(NamedTuple):
+    """A layer. dropped: nats lost without the whole of it, its norms too; the next is given what it was given."""
+
+    attention: Block
+    ffn: Block
+    dropped: float
+
+
 def _with_bias(module: Linear) -> Tensor:
     """(R, C + 1): the weight, and the bias as the column of the constant."""
     assert module.bias is not None
@@ -85,9 +94,9 @@ def _with_bias(module: Linear) -> Tensor:
 
 def blocks_of(
     model: NLUModel, fitted_on: Sequence[str], measured_on: Sequence[Message], progress: bool = True
-) -> list[tuple[Block, Block]]:
+) -> list[Parts]:
     """Attention and FFN of every layer. fitted_on: texts of training messages; measured_on: those that kl is of."""
-    found: list[tuple[Block, Block]] = []
+    found: list[Parts] = []
     n_layers = len(model.encoder.layers)
     with bar("heads and neurons", 2 * n_layers, show=progress) as advance:
         measured = Measured(model, measured_on)
@@ -106,7 +115,8 @@ def blocks_of(
                 size = module.weight.shape[1] // max(n, 1)
                 pair.append(_measured(measured, Block(f"layers.{number}.{part}", size, h, tuple(order))))
                 advance()
-            found.append((pair[0], pair[1]))
+            dropped = measured.kl(measured.logits(int(number) + 1, given=int(number)))
+            found.append(Parts(pair[0], pair[1], dropped))
     return found
 
 
@@ -139,9 +149,9 @@ class Choice:
     share: float
 
 
-def choices(blocks: Sequence[tuple[Block, Block]], times: ShapeTimes, structures: Sequence[str]) -> list[Choice]:
+def choices(blocks: Sequence[Parts], times: ShapeTimes, structures: Sequence[str]) -> list[Choice]:
     """The best shapes, slowest last. structures: what may go, of layers, heads, neurons."""
-    options = [_layer_options(attention, ffn, times, structures) for attention, ffn in blocks]
+    options = [_layer_options(parts, times, structures) for parts in blocks]
     best = frontier([[kl for kl, _, _ in of] for of in options], [[ms for _, ms, _ in of] for of in options], LIMIT)
     return [
         Choice(tuple(of[z][2] for of, z in zip(options, row, strict=True)), float(loss), times.base + float(cost))
@@ -152,8 +162,9 @@ def choices(blocks: Sequence[tuple[Block, Block]], times: ShapeTimes, structures
 Option = tuple[float, float, LayerShape | None]  # kl, share of the time, what is left
 
 
-def _layer_options(attention: Block, ffn: Block, times: ShapeTimes, structures: Sequence[str]) -> list[Option]:
+def _layer_options(parts: Parts, times: ShapeTimes, structures: Sequence[str]) -> list[Option]:
     """What can become of a layer; those that nothing beats."""
+    attention, ffn, dropped = parts
     all_heads, all_neurons = len(attention.order), len(ffn.order)
     heads = range(all_heads + 1) if HEADS in structures else [all_heads]
     neurons = [n for n in times.ffn if n < all_neurons and NEURONS in structures] + [all_neurons]
@@ -166,22 +177,22 @@ def _layer_options(attention: Block, ffn: Block, times: ShapeTimes, structures: 
     ]
     if LAYERS in structures:
         found = [o for o in found if o[2] != LayerShape(heads=0, ffn=0)]
-        found.append((attention.loss(0) + ffn.loss(0), 0.0, None))
+        found.append((dropped, 0.0, None))
     return found
 
 
-def cut(model: NLUModel, blocks: Sequence[tuple[Block, Block]], layers: Sequence[LayerShape | None]) -> NLUModel:
+def cut(model: NLUModel, blocks: Sequence[Parts], layers: Sequence[LayerShape | None]) -> NLUModel:
     """A new model with these shapes: the best of each block are left, and fitted to make up for the others."""
     there = {i: shape for i, shape in enumerate(layers) if shape is not None}
-    heads = {i: blocks[i][0].left(shape.heads) for i, shape in there.items()}
-    neurons = {i: blocks[i][1].left(shape.ffn) for i, shape in there.items()}
+    heads = {i: blocks[i].attention.left(shape.heads) for i, shape in there.items()}
+    neurons = {i: blocks[i].ffn.left(shape.ffn) for i, shape in there.items()}
     found = keep_neurons(keep_heads(model, heads), neurons)
     with torch.no_grad():
         for i, shape in there.items():
             layer, old = found.encoder.layers[i], model.encoder.layers[i]
             for block, module, before, n in (
-                (blocks[i][0], layer.attention.out, old.attention.out, shape.heads),
-                (blocks[i][1], layer.ffn.down, old.ffn.down, shape.ffn),
+                (blocks[i].attention, layer.attention.out, old.attention.out, shape.heads),
+                (blocks[i].ffn, layer.ffn.down, old.ffn.down, shape.ffn),
             ):
                 if n < len(block.order):
                     weight, bias = block.fitted(before, n)
