@@ -267,8 +267,9 @@ def test_a_receipt_holds_what_is_measured(tiny_data: NLUData, tiny_model: NLUMod
     receipt = small.card.steps[-1]
     assert set(receipt) == {
         *("technique", "settings", "n_parameters", "file_bytes", "quality", "latency_ms", "parent_ms"),
-        *("engine", "minutes", "peak_memory_mb", "part", "bits", "repacked"),
+        *("engine", "minutes", "peak_memory_mb", "part", "bits", "repacked", "sparse"),
     }
+    assert receipt["sparse"] == {}  # nothing is pruned
     assert receipt["bits"].pop("embeddings.words") == receipt["bits"].pop("embeddings.positions") == 3
     assert receipt["bits"].pop("heads.intent") == 3  # a similarity head holds label embeddings
     assert receipt["bits"].pop("heads.tags") == 32
