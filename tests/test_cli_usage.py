@@ -14,7 +14,8 @@ import flyweight
 from flyweight.cli.main import app
 
 VERBS = [
-    *("train", "import", "compress", "evaluate", "bench", "sensitivity", "survival", "parse", "inspect", "verify", "demo", "doctor")
+    *("train", "import", "compress", "evaluate", "bench", "sensitivity", "survival"),
+    *("parse", "inspect", "verify", "pack", "unpack", "demo", "doctor"),
 ]
 
 

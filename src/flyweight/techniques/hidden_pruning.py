@@ -40,7 +40,7 @@ class HiddenPruning:
     splices: beside each training message, 0 to 100: text without labels that the dense model answers
     """
 
-    keep: float = 2 / 3
+    keep: float = 0.667
     n_messages: int = 384
     epochs: int | None = None
     learning_rate: float = 2e-4
