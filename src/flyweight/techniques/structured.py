@@ -41,7 +41,7 @@ STRUCTURES = tuple("+".join(some) for n in (1, 2, 3) for some in combinations(GR
 SPEEDUP = 4.0  # where neither a time nor a speed-up is given
 N_FITTED, N_MEASURED = 384, 128  # training messages that what is left is fitted on; validation messages that kl is of
 STEPS_BETWEEN, STEPS_LAST = 400, 6000  # trained between the rounds, and at the end where epochs is not given
-BETWEEN_RATE = 0.5  # a short training at a high rate undoes more than it learns (docs/lab-notebook.md, 2026-11-22)
+BETWEEN_RATE = 0.3  # a short training at a high rate undoes more than it learns (docs/lab-notebook.md, 2026-11-22)
 MARGIN = 0.99  # of the time wanted: what is aimed at, since clocks differ by a percent
 N_STEPS_DOWN = 6  # where the whole is slower than its parts
 
@@ -56,7 +56,7 @@ class StructuredPruning:
     bits: of the encoder's weights when times are measured: 8 (int8), or codes of 4, 2 or 1
     rounds: of cutting, 1 to 20; between them 400 steps of training
     epochs: passes over messages and splices at the end, 0 to 1000; None aims at 6000 steps within 2 to 200 passes
-    learning_rate: peak, in (0, 1); between rounds half of it
+    learning_rate: peak, in (0, 1); between rounds 0.3 of it
     splices: beside each training message, 0 to 100: text without labels that the dense model answers
     """
 
@@ -66,7 +66,7 @@ class StructuredPruning:
     bits: int = 8
     rounds: int = 3
     epochs: int | None = None
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     splices: int = 4
     ZERO: ClassVar[dict[str, Any] | None] = {"speedup": 1.0}
 
