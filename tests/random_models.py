@@ -110,7 +110,7 @@ def largest_difference(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
 def counted(clock: Any, config: EncoderConfig, n_calls: int) -> tuple[float, float]:
     """`Clock.measure` without a clock: a dense message takes 2 ms, a shape its share of the encoder's weights.
 
-    Embeddings and heads count 400 weights, a layer that is there 1 for each norm; wide heads and neurons what they have.
+    Embeddings and heads count 400 weights, a layer that is there 1 for each norm; heads and neurons what they have.
     """
 
     def weights(of: EncoderConfig) -> int:
