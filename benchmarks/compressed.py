@@ -47,7 +47,7 @@ class Entry:
 
 PARTS = {"embeddings": 256, "heads": 256}
 KEPT = fw.TrainedCodes(encoder="kept", embeddings="kept", heads="kept")
-RECIPES: dict[str, Entry] = {
+QUANTIZED: dict[str, Entry] = {
     "int8": Entry((fw.Int8(),), 0.3),
     "static int8": Entry((fw.StaticInt8(),), 0.5),
     "int8 QAT": Entry((fw.QAT(distil="hidden"),)),
@@ -80,6 +80,7 @@ PRUNED: dict[str, Technique] = {
     "1x4 80%, one-shot": fw.Magnitude(schedule="one-shot", **BLOCKS),
     "1x4 80%, untrained": fw.Magnitude(schedule="one-shot", epochs=0, **BLOCKS),
 }
+RECIPES = dict(QUANTIZED)
 for label, step in PRUNED.items():
     RECIPES[label] = Entry((step,))
     RECIPES[f"{label}, int8"] = Entry((fw.Int8(),), 1.0 if label == "1x4 80%" else None, after=label)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compressed import RECIPES, compressed
+from compressed import QUANTIZED, RECIPES, compressed
 from teachers import SETS, teacher
 
 import flyweight as fw
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", default=list(SETS), metavar="SET")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--base", default="minilm")
-    bounded = [label for label, entry in RECIPES.items() if entry.bound_percent is not None]
+    bounded = [label for label, entry in QUANTIZED.items() if entry.bound_percent is not None]
     parser.add_argument("--recipes", nargs="+", default=bounded, choices=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--calls", type=int, default=300, help="timed calls a model")
     chosen = parser.parse_args()
