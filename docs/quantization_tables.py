@@ -21,7 +21,8 @@ BITS = {
 }
 
 
-def _read(name: str) -> dict[str, Any]:
+def read(name: str) -> dict[str, Any]:
+    """A file of benchmarks/results; {} where it is not there."""
     path = RESULTS / name
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
@@ -34,12 +35,12 @@ def losses() -> str:
         "|---|---|---|---|--:|--:|--:|---|",
     ]
     for base, title in BASES.items():
-        found = [x for x in _read("real_data.json")["losses"] if x["base"] == base and x["bound_percent"] is not None]
+        found = [x for x in read("real_data.json")["losses"] if x["base"] == base and x["bound_percent"] is not None]
         for label in dict.fromkeys(x["file"] for x in found):
             for x in (x for x in found if x["file"] == label):
                 lines.append(
                     f"| {title} | {label} | {TITLES[x['set']]} | {METRICS[x['metric']]} | {x['seeds']} "
-                    f"| {_loss(x)} | {x['bound_percent']}% | {x['verdict']} |"
+                    f"| {loss_of(x)} | {x['bound_percent']}% | {x['verdict']} |"
                 )
     return "\n".join(lines)
 
@@ -50,7 +51,7 @@ def costs() -> str:
         "| base, data | recipe | MB on disk | MB serving | ms | times the teacher | minutes to make |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
-    for run in _read("real_data.json")["runs"]:
+    for run in read("real_data.json")["runs"]:
         if run["seed"] != 0:
             continue
         for row in run["rows"][1:-1]:
@@ -66,7 +67,7 @@ def costs() -> str:
 
 def during_or_after(name: str = "sara-dedup") -> str:
     """Post-training against trained, at 8 to 1 bits: losses on one set, seed 0, and minutes."""
-    [run] = [r for r in _read("real_data.json")["runs"] if (r["set"], r["base"], r["seed"]) == (name, "minilm", 0)]
+    [run] = [r for r in read("real_data.json")["runs"] if (r["set"], r["base"], r["seed"]) == (name, "minilm", 0)]
     rows = {row["name"]: row for row in run["rows"]}
     lines = [
         "| bits | recipe | macro-F1 loss (95%) | span F1 loss (95%) | flips | minutes |",
@@ -79,7 +80,7 @@ def during_or_after(name: str = "sara-dedup") -> str:
                 continue
             q = row["quality"]
             lines.append(
-                f"| {bits} | {label} | {_loss(q['losses']['intent_macro_f1'])} | {_loss(q['losses']['span_f1'])} "
+                f"| {bits} | {label} | {loss_of(q['losses']['intent_macro_f1'])} | {loss_of(q['losses']['span_f1'])} "
                 f"| {q['n_flips']} | {row['minutes']:.1f} |"
             )
     return "\n".join(lines)
@@ -93,7 +94,7 @@ def real_or_pseudo() -> str:
         "|---|---|--:|--:|---|---|",
     ]
     floats = "floats rebuilt, engine"
-    for run in _read("pseudo.json").get("runs", []):
+    for run in read("pseudo.json").get("runs", []):
         ms, mb, label = run["ms"], run["serving_memory_mb"], run["recipe"]
         times = ", ".join(f"{ms[key]['p50_ms']:.2f}" for key in (label, "int8", floats, "floats rebuilt, PyTorch"))
         lines.append(
@@ -110,7 +111,7 @@ def static_or_dynamic() -> str:
         "| model | tokens | pairs, calls | dynamic, us | static, us | dynamic / static (95%) |",
         "|---|--:|--:|--:|--:|---|",
     ]
-    for run in _read("engine_static.json").get("runs", []):
+    for run in read("engine_static.json").get("runs", []):
         lines.append(
             f"| {SHAPES[run['model']]} | {run['n_tokens']} | {run['n_pairs']}, {run['n_calls']} "
             f"| {run['dynamic_us']:.1f} | {run['static_us']:.1f} "
@@ -119,5 +120,6 @@ def static_or_dynamic() -> str:
     return "\n".join(lines)
 
 
-def _loss(x: dict[str, Any]) -> str:
+def loss_of(x: dict[str, Any]) -> str:
+    """A loss with its interval."""
     return f"{x['loss_percent']:+.2f}% ({x['low_percent']:+.2f} to {x['high_percent']:+.2f})"
