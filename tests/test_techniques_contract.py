@@ -560,20 +560,16 @@ def test_same_seed_same_bytes(name: str, i: int, applied: Applied, tiny_data: NL
 def test_compressing_twice_gives_the_same_file_but_for_its_cost(
     name: str, tiny_data: NLUData, tiny_model: NLUModel, tmp_path: Path
 ) -> None:
-    parent = variant(tiny_model, "plain")
+    parent, step = variant(tiny_model, "plain"), technique(TECHNIQUES, name, SETTINGS[name][0])
     files = [
-        read(
-            save(
-                compress(parent, tiny_data, [TECHNIQUES[name]()], measure=False, progress=False), tmp_path / f"{k}.fly"
-            )
-        )
+        read(save(compress(parent, tiny_data, [step], measure=False, progress=False), tmp_path / f"{k}.fly"))
         for k in "ab"
     ]
     for file in files:
-        step = file.manifest["lineage"]["steps"][-1]
-        assert step["technique"] == name
-        assert step.pop("minutes") >= 0
-        assert step.pop("peak_memory_mb") > 0
+        receipt = file.manifest["lineage"]["steps"][-1]
+        assert receipt["technique"] == name
+        assert receipt.pop("minutes") >= 0
+        assert receipt.pop("peak_memory_mb") > 0
     assert files[0].manifest == files[1].manifest  # SHA-256 of every tensor among it
 
 
