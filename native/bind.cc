@@ -283,6 +283,8 @@ NB_MODULE(_native, m) {
   m.def("levels", [] { return names(usable_levels()); },
         "Names of the instruction-set levels that this CPU can run, slowest first.");
   m.def("built", [] { return names(built_levels()); }, "Names of the levels that this build holds.");
+  m.def("sparse_levels", [] { return names(sparse_levels()); },
+        "Names of the built levels that multiply sparse matrices as they are; the others make them dense at load.");
   m.def("time_matrix", &time_matrix, nb::arg("matrix"), nb::arg("tokens"), nb::arg("calls"), nb::arg("level"),
         "Seconds that a matrix, as Engine takes it, needs at best for so many tokens; one thread, the GIL is released.");
   nb::class_<Model>(m, "Engine", "A model whose weights stay where they lie; see native/engine/engine.h.")

@@ -55,14 +55,12 @@ std::size_t n_centres(const std::string& name, std::size_t table_size, int rows,
   return table_size / tables;
 }
 
-// Where each row's survivors begin, counted from the mask, and which groups of four columns survive. Nothing of it lies
-// in the file: a damaged one cannot point beyond the survivors.
+// Where each row's survivors begin, counted from the mask. Nothing of it lies in the file: a damaged one cannot point beyond
+// the survivors.
 void make_sparse(const std::string& name, const MatrixSource& from, Linear& to) {
   Matrix& m = to.matrix;
   if (from.block != 1 && from.block != 4) refuse(name, "has blocks of " + std::to_string(from.block) + "; allowed: 1 or 4");
   if (from.shift) refuse(name, "is sparse and has a shift");
-  if (m.columns > kMaxSparseColumns)
-    refuse(name, "is sparse and has more than " + std::to_string(kMaxSparseColumns) + " columns");
   const int padded = m.panels() * kPanel, n_bits = round_up(m.columns, kPiece) / from.block;  // of a row
   const std::size_t row_bytes = std::size_t(n_bits) / 8;
   expect(name, "mask (bytes)", from.mask.size, row_bytes * std::size_t(padded));
@@ -84,17 +82,54 @@ void make_sparse(const std::string& name, const MatrixSource& from, Linear& to) 
   to.starts[std::size_t(padded)] = n;
   constexpr std::size_t kTail = 64;  // bytes behind the last survivor that may be read
   expect(name, "data (bytes)", from.data.size, std::size_t((n * std::uint64_t(m.bits) + 7) / 8) + kTail);
-  if (from.block == 4) {
-    to.groups = Buffer<std::uint16_t>(std::size_t(n / 4) + 16);
-    std::size_t at = 0;
-    for (int row = 0; row < m.rows; ++row)
-      for (int i = 0; i < n_bits; ++i)
-        if (bit(row, i)) to.groups[at++] = std::uint16_t(i * kPiece);
-    m.groups = to.groups.get();
-  }
   m.block = from.block;
   m.mask = from.mask.data;
   m.starts = to.starts.get();
+}
+
+// job(row, number of the bit) for every bit of the mask, in the order of the survivors.
+template <class Job>
+void each_bit(const Matrix& m, Job job) {
+  const std::size_t row_bytes = std::size_t(round_up(m.columns, kPiece) / m.block) / 8;
+  for (int row = 0; row < m.rows; ++row)
+    for (std::size_t i = 0; i < row_bytes; ++i)
+      for (unsigned bits = m.mask[std::size_t(row) * row_bytes + i]; bits; bits &= bits - 1)
+        job(std::size_t(row), 8 * i + std::size_t(std::countr_zero(bits)));
+}
+
+// Which groups of four columns survive.
+void make_groups(Linear& to) {
+  Matrix& m = to.matrix;
+  to.groups = Buffer<std::uint16_t>(std::size_t(m.starts[m.panels() * kPanel] / 4) + 16);
+  std::size_t at = 0;
+  each_bit(m, [&](std::size_t, std::size_t i) { to.groups[at++] = std::uint16_t(i * kPiece); });
+  m.groups = to.groups.get();
+}
+
+// The same weights as int8 panels: a survivor is decoded where it belongs, all else is 0.
+void make_dense(Linear& to) {
+  Matrix& m = to.matrix;
+  const std::size_t block = std::size_t(m.block), n_pieces = std::size_t(round_up(m.columns, kPiece) / kPiece);
+  to.weights = Buffer<std::uint8_t>(std::size_t(m.panels()) * n_pieces * kPanel * kPiece);
+  std::size_t next = 0;
+  each_bit(m, [&](std::size_t row, std::size_t i) {
+    const std::size_t column = i * block, piece = (row / kPanel * n_pieces + column / kPiece) * kPanel + row % kPanel;
+    std::uint8_t* w = to.weights.get() + piece * kPiece + column % kPiece;
+    for (std::size_t end = next + block; next < end; ++next, ++w) {
+      const std::size_t bit = next * std::size_t(m.bits);
+      const int code = m.data[bit / 8] >> bit % 8 & ((1 << m.bits) - 1);
+      *w = m.values == Values::int8 ? std::uint8_t(code) : m.tables[row * std::size_t(m.table_stride) + std::size_t(code)];
+    }
+  });
+  m.values = Values::int8;
+  m.bits = 8;
+  m.block = 0;
+  m.data = to.weights.get();
+  m.mask = nullptr;
+  m.starts = nullptr;
+  m.tables = nullptr;
+  to.starts = {};
+  to.tables = {};
 }
 
 // 1 / a static step. Errors where either is no number above 0.
@@ -162,6 +197,8 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
     m.tables = to.tables.get();
     m.table_stride = tables == 1 ? 0 : kPanel;
   }
+  if (m.block && !(kernels.sparse && columns <= kMaxSparseColumns)) make_dense(to);
+  if (m.block == 4) make_groups(to);
   if (kernels.row_sums) {
     to.sums = Buffer<std::int32_t>(std::size_t(padded));
     kernels.row_sums(m, to.sums.get());

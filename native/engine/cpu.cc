@@ -152,6 +152,13 @@ std::vector<const Kernels*> usable_levels() {
   return found;
 }
 
+std::vector<const Kernels*> sparse_levels() {
+  std::vector<const Kernels*> found;
+  for (const Kernels* level : built_levels())
+    if (level->sparse) found.push_back(level);
+  return found;
+}
+
 FloatEnvironment::FloatEnvironment() : before_(control()) {
   if (before_ != kDefault) control(kDefault);
 }

@@ -12,6 +12,7 @@ namespace flyweight {
 // Levels that this build holds, and those of them that this CPU and its system can run; slowest first.
 std::vector<const Kernels*> built_levels();
 std::vector<const Kernels*> usable_levels();
+std::vector<const Kernels*> sparse_levels();  // of those built: Kernels::sparse
 
 // Round to nearest even, denormals kept, for as long as the object lives; other libraries in this thread may have set
 // flush-to-zero, which would change results.

@@ -61,6 +61,7 @@ struct Linear {
   Buffer<std::int32_t> sums;
   Buffer<std::uint64_t> starts;
   Buffer<std::uint16_t> groups;
+  Buffer<std::uint8_t> weights;  // of a sparse matrix that was made dense
 };
 
 struct Lookup {

@@ -21,9 +21,6 @@ namespace {
 #include "kernels/avx512.inc"
 #include "kernels/floats.inc"
 #include "kernels/products.inc"
-#define FLYWEIGHT_OWN_SPARSE_PANEL
-#include "kernels/avx512_sparse.inc"
-#include "kernels/sparse.inc"
 
 constexpr int kAhead = 4096;                 // bytes that weights are prefetched ahead of their use
 constexpr int kTile = kPanel * kPiece;       // bytes of a tile: a plane of a panel, 64 columns of a block
@@ -276,7 +273,6 @@ void multiply_form(const Matrix& m, const Quantized& x, int from, int to, int n_
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
-  if (m.block) return multiply_sparse(m, x, from, to, a, y, y_stride);
   const int n = in_blocks(x.n_tokens, kFewest);
   if (n > 0) {
     with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, n, y, y_stride); });
@@ -314,7 +310,7 @@ inline void pack_tokens(const Quantized& out, int from, int to) {
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {kName, embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, row_sums, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, row_sums, false, &kIntegers};
 
 }  // namespace
 

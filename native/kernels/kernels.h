@@ -20,7 +20,8 @@ constexpr int kLanes = 16;   // floats of a vector at every level; partial sums 
 // sum_k |u8 activation| |int8 weight| <= 255 * 128 * 65536 = 2,139,095,040 < 2^31; float sums of q stay below 2^24.
 constexpr int kMaxColumns = 65536;
 
-// A sparse matrix of more columns lies densely in the engine: 16 rows decoded fit a stack, 64 times a group of four 16 bits.
+// A sparse matrix of more columns is made dense at load: 16 rows decoded (64 KiB) fit the stack of any thread, musl's 128 KiB
+// too, and 64 times the number of a group of four fits 16 bits.
 constexpr int kMaxSparseColumns = 4096;
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -165,6 +166,9 @@ struct Kernels {
   // The integer weights of each row added up, padding included: what a level needs that multiplies activations + 128;
   // null elsewhere.
   void (*row_sums)(const Matrix&, std::int32_t* sums);
+  // Whether sparse matrices are multiplied as they are, those in blocks of four from Matrix::groups. Elsewhere decoding
+  // costs more than the zeros do, 3 to 12 times a dense product, and they are made dense at load.
+  bool sparse;
   const IntegerKernels* integers;
 };
 

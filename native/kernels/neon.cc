@@ -139,7 +139,6 @@ inline void transpose(V (&rows)[kLanes]) {
 
 #include "kernels/floats.inc"
 #include "kernels/products.inc"
-#include "kernels/sparse.inc"
 
 constexpr int kRows = 4;      // rows of one pass: 16 sums, 4 activations, 4 weights, 4 tables of 32 registers
 constexpr int kMostInK = 4;   // tokens of one pass with k in lanes
@@ -287,7 +286,6 @@ inline void multiply_form(const Matrix& m, const Quantized& x, int from, int to,
 }
 
 void multiply(const Matrix& m, const Quantized& x, int from, int to, Activation a, float* y, int y_stride) {
-  if (m.block) return multiply_sparse(m, x, from, to, a, y, y_stride);
   with_bits(m.bits, [&](auto bits) { multiply_form<bits.value>(m, x, from, to, a, y, y_stride); });
 }
 
@@ -302,7 +300,7 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, nullptr, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, nullptr, false, &kIntegers};
 
 }  // namespace
 

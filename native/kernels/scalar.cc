@@ -120,7 +120,8 @@ inline V pow2(V a) {
 #include "kernels/floats.inc"
 #include "kernels/products.inc"
 
-// The same of a sparse matrix: 0 where the mask has no bit, else the next survivor.
+// The same of a sparse matrix: 0 where the mask has no bit, else the next survivor. The engine brings it none (see
+// Kernels::sparse): this is what the other ways are compared with.
 inline void decode_sparse_row_of(const Matrix& m, int row, std::int8_t* w) {
   const int n_bits = round_up(m.columns, kPiece) / m.block;
   const std::uint8_t* mask = m.mask + std::size_t(row) * std::size_t(n_bits / 8);
@@ -183,7 +184,7 @@ inline void pack_tokens(const Quantized&, int, int) {}
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {"scalar", embed, add_norm, quantize_rows, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, nullptr, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, nullptr, false, &kIntegers};
 
 }  // namespace
 
