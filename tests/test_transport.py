@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,12 @@ def flipped(content: bytes) -> bytes:
         (lambda content: content + b"tail", "is no transport form, or damaged"),
         (lambda content: b"PK\3\4" + content, "is no transport form, or damaged"),
         (lambda content: b"", "is no transport form, or damaged"),
-        (without_size, "does not say how large it is"),
-        (lambda content: zstandard.compress(b"no fly file" * 20), "truncated, or no .fly file"),
+        (without_size, "does not say how large the plain file is"),
+        (
+            lambda content: zstandard.compress(b"no fly file" * 20),
+            r"bad\.fly\.zst holds no sound .fly file: what is in it: header",
+        ),
+        (lambda content: zstandard.compress(bytes(1 << 26)), "no .fly file is 1000 times larger"),
     ],
 )
 def test_damage_is_refused_and_nothing_stays(packed: transport.Packed, damage: object, said: str) -> None:
@@ -93,6 +98,39 @@ def test_damage_is_refused_and_nothing_stays(packed: transport.Packed, damage: o
         transport.unpack(bad)
     assert sorted(p.name for p in folder.iterdir() if p.is_file()) == ["bad.fly.zst", "bot.fly.zst"]
     assert not list(transport.cache_folder().glob("*"))
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-1], lambda content: b""])
+def test_a_damaged_file_in_the_cache_is_decoded_again(bot: Path, packed: transport.Packed, damage: object) -> None:
+    plain = transport.unpacked(packed.path)
+    plain.write_bytes(damage(bot.read_bytes()))  # type: ignore[operator]
+    assert transport.unpacked(packed.path) == plain
+    assert plain.read_bytes() == bot.read_bytes()
+
+
+def test_threads_may_decode_at_once(bot: Path, packed: transport.Packed) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(transport.unpacked, [packed.path] * 24))
+    assert [path.read_bytes() == bot.read_bytes() for path in found] == [True]
+    assert len(list(transport.cache_folder().iterdir())) == 1
+
+
+def test_a_relative_cache_folder_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert transport.cache_folder() == tmp_path / ".cache" / "flyweight" / "unpacked"
+
+
+def test_links_with_the_name_of_a_temporary_file_are_not_followed(
+    bot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport.secrets, "token_hex", lambda n: "name")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".bot.fly.zst.name.part").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        transport.pack(bot, tmp_path / "bot.fly.zst")
+    assert victim.read_text() == "mine"
 
 
 def test_names(bot: Path, packed: transport.Packed, tmp_path: Path) -> None:
@@ -161,8 +199,13 @@ def test_pack_unpack_and_parse_by_the_command_line(
     assert call("verify", packed).code == 0
     done = call("unpack", packed)
     assert (done.code, (tmp_path / "bot.fly").read_bytes()) == (0, bot.read_bytes())
+    for again in (("unpack", packed), ("pack", bot, "--out", packed)):
+        done = call(*again)
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert "--overwrite" in done.err
+        assert call(*again, "--overwrite").code == 0
     packed.write_bytes(b"rubbish")
-    done = call("unpack", packed)
+    done = call("unpack", packed, "--overwrite")
     assert done.code == 1
     assert done.err.count("\n") == 1
     assert (tmp_path / "bot.fly").read_bytes() == bot.read_bytes()

@@ -224,16 +224,21 @@ def read(path: str | Path) -> Artifact:
 def verify(path: str | Path) -> Artifact:
     """`read`, compare every tensor's SHA-256 with the manifest, unpack every matrix. Errors: ArtifactError."""
     artifact = read(path)
+    check_sums(artifact)
+    for name in artifact.manifest["weights"]:
+        artifact.form(name)
+    return artifact
+
+
+def check_sums(artifact: Artifact) -> None:
+    """Compare every tensor's SHA-256 with the manifest. Errors: ArtifactError."""
     for name, a in artifact.arrays.items():
         wanted, found = artifact.manifest["tensors"][name].get("sha256"), _sha256(a)
         if wanted != found:
             raise ArtifactError(
-                f"{path}: tensor '{name}' has SHA-256 {found[:12]}..., the manifest says {str(wanted)[:12]}...; "
-                "the file is damaged, copy or export it again"
+                f"{artifact.path}: tensor '{name}' has SHA-256 {found[:12]}..., the manifest says "
+                f"{str(wanted)[:12]}...; the file is damaged, copy or export it again"
             )
-    for name in artifact.manifest["weights"]:
-        artifact.form(name)
-    return artifact
 
 
 def manifest_sha256(text: str) -> str:

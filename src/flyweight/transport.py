@@ -15,20 +15,25 @@ Source: Han et al. 2015, arXiv:1510.00149 (Deep Compression: prune, share, Huffm
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from flyweight.artifact import Artifact, read, verify
+from flyweight.artifact import Artifact, check_sums, read, verify
 from flyweight.errors import ArtifactError, MissingExtraError
 from flyweight.forms import Codes, Float32, Form, Int8, Sparse
 
 SUFFIX = ".zst"
 LEVEL = 19  # decoding takes the same time at every level
-MAX_BYTES = 16 << 30  # of an unpacked file: no header may ask for more
+MAX_RATIO = 1000  # a few bytes that ask for the whole disk are refused
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -54,26 +59,22 @@ def pack(fly: str | Path, out: str | Path | None = None) -> Packed:
     parameters = zstd.ZstdCompressionParameters.from_level(LEVEL, write_content_size=True, write_checksum=True)
     coder = zstd.ZstdCompressor(compression_params=parameters)
     packed = coder.compress(artifact.path.read_bytes())
-    _write(path, packed)
-    plain, coded, entropy, n_weights = 0, 0, 0.0, 0
-    for name, entry in artifact.manifest["weights"].items():
-        parts = [
-            a.tobytes() for key, a in artifact.arrays.items() if key.startswith(f"{name}.") and key != f"{name}.bias"
-        ]
-        plain += sum(len(part) for part in parts)
-        coded += sum(len(coder.compress(part)) for part in parts)
-        n = entry["shape"][0] * entry["shape"][1]
-        entropy += n * entropy_bits(artifact.form(name))
-        n_weights += n
-    per_weight = 8 / max(n_weights, 1)
+    with _whole(path) as file:
+        file.write(packed)
+    weights = artifact.manifest["weights"]
+    ours = {key for key in artifact.arrays if key.rpartition(".")[0] in weights and not key.endswith(".bias")}
+    others = b"".join(a.tobytes() for key, a in artifact.arrays.items() if key not in ours)
+    head = json.dumps(artifact.manifest).encode("utf-8", "surrogatepass")
+    n_weights = max(1, sum(entry["shape"][0] * entry["shape"][1] for entry in weights.values()))
+    entropy = sum(e["shape"][0] * e["shape"][1] * entropy_bits(artifact.form(name)) for name, e in weights.items())
     return Packed(
         path,
         artifact.size_bytes,
         len(packed),
         n_weights,
-        plain * per_weight,
-        coded * per_weight,
-        entropy / max(n_weights, 1),
+        8 * sum(artifact.arrays[key].nbytes for key in ours) / n_weights,
+        8 * max(0, len(packed) - len(coder.compress(head + others))) / n_weights,
+        entropy / n_weights,
     )
 
 
@@ -83,30 +84,46 @@ def unpack(packed: str | Path, out: str | Path | None = None) -> Artifact:
     path = Path(out) if out is not None else packed.with_suffix("")
     if path.suffix != ".fly":
         raise ArtifactError(f"{path} is no name for a plain file; its name must end in .fly")
-    content = _decode(packed)
-    trial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        _write(trial, content)
-        verify(trial)
-        os.replace(trial, path)
-    finally:
-        trial.unlink(missing_ok=True)
+    content = _content(packed)
+    size = _size(packed, content)
+    with _whole(path) as file:
+        _decode(packed, content, size, file)
+        file.flush()
+        try:
+            verify(file.name)
+        except ArtifactError as error:
+            said = str(error).replace(file.name, "what is in it")
+            raise ArtifactError(f"{packed} holds no sound .fly file: {said}") from error
     return read(path)
 
 
 def unpacked(packed: Path) -> Path:
-    """The plain file of a transport form, in the user's cache folder: decoded by the first call, found by others."""
-    name = hashlib.sha256(_content(packed)).hexdigest()[:24]
-    path = cache_folder() / f"{name}.fly"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """The plain file of a transport form, in the user's cache folder: decoded by the first call, found by others.
+
+    One that is found is compared with its SHA-256 sums, and decoded again where it was damaged.
+    """
+    content = _content(packed)
+    size = _size(packed, content)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise ArtifactError(f"{folder} belongs to another user; name a folder of yours in XDG_CACHE_HOME")
+    path = folder / f"{hashlib.sha256(content).hexdigest()}.fly"
+    if not (path.is_file() and path.stat().st_size == size and _sound(path)):
         unpack(packed, path)
     return path
 
 
 def cache_folder() -> Path:
-    """Where plain files lie: $XDG_CACHE_HOME/flyweight/unpacked, by default in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flyweight" / "unpacked"
+    """Where plain files lie, to be removed at will: $XDG_CACHE_HOME/flyweight/unpacked, by default in ~/.cache.
+
+    A relative XDG_CACHE_HOME does not count, as its specification says.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (named if named.is_absolute() else Path.home() / ".cache") / "flyweight" / "unpacked"
+    except RuntimeError as error:
+        raise ArtifactError(f"no cache folder: {error} Name one in XDG_CACHE_HOME, or flyweight unpack") from error
 
 
 def entropy_bits(form: Form) -> float:
@@ -133,36 +150,69 @@ def _values_bits(form: Form, mask: np.ndarray | None) -> float:
     return entropy(counts / max(int(counts.sum()), 1))
 
 
-def _decode(packed: Path) -> bytes:
-    zstd, content = _zstandard(), _content(packed)
-    try:
-        size = zstd.get_frame_parameters(content).content_size
-        if size in (zstd.CONTENTSIZE_UNKNOWN, zstd.CONTENTSIZE_ERROR) or size > MAX_BYTES:
-            raise ArtifactError(
-                f"{packed} does not say how large it is, or more than {MAX_BYTES >> 30} GB; pack it again"
-            )
-        found: bytes = zstd.ZstdDecompressor().decompress(content, allow_extra_data=False)
-    except (zstd.ZstdError, MemoryError) as error:
-        raise ArtifactError(f"{packed} is no transport form, or damaged ({error}); copy or pack it again") from error
-    return found
-
-
 def _content(packed: Path) -> bytes:
     if not packed.is_file():
         raise ArtifactError(f"{packed} does not exist; name the transport form of a .fly file (flyweight pack bot.fly)")
     return packed.read_bytes()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
+def _size(packed: Path, content: bytes) -> int:
+    """Bytes of the plain file, as the frame says it."""
+    zstd = _zstandard()
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        size: int = zstd.get_frame_parameters(content).content_size
+    except zstd.ZstdError as error:
+        raise _damaged(packed, error) from error
+    if size in (zstd.CONTENTSIZE_UNKNOWN, zstd.CONTENTSIZE_ERROR):
+        raise ArtifactError(f"{packed} does not say how large the plain file is; pack it again")
+    if size > MAX_RATIO * len(content):
+        raise ArtifactError(
+            f"{packed} of {len(content)} bytes says that it holds {size}; no .fly file is {MAX_RATIO} times larger"
+        )
+    return size
+
+
+def _decode(packed: Path, content: bytes, size: int, file: BinaryIO) -> None:
+    """Piece by piece, and little more than was announced: memory and disk stay small."""
+    zstd = _zstandard()
+    decoder, fed, written = zstd.ZstdDecompressor().decompressobj(), 0, 0
+    try:
+        while fed < len(content) and not decoder.eof and written <= size:
+            piece = decoder.decompress(content[fed : fed + CHUNK])
+            fed, written = fed + CHUNK, written + len(piece)
+            file.write(piece)
+    except zstd.ZstdError as error:
+        raise _damaged(packed, error) from error
+    if not decoder.eof or written != size or decoder.unused_data or fed < len(content):
+        raise _damaged(packed, f"{written} of {size} bytes, or bytes behind the end")
+
+
+def _damaged(packed: Path, why: object) -> ArtifactError:
+    return ArtifactError(f"{packed} is no transport form, or damaged ({why}); copy or pack it again")
+
+
+def _sound(path: Path) -> bool:
+    """Whether a plain file is as it was written."""
+    try:
+        check_sums(read(path))
+    except ArtifactError:
+        return False
+    return True
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when all has gone well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with trial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(trial, path)
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def _zstandard() -> Any:

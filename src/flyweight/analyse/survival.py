@@ -22,6 +22,7 @@ from flyweight.artifact import read
 from flyweight.errors import ConfigError, MissingExtraError
 from flyweight.model.nlu import NLUModel
 from flyweight.model.survivors import Survivors
+from flyweight.runtime.parser import find
 
 BINS = 32  # in which neurons are shown
 HEADS, NEURONS = "heads", "neurons"
@@ -68,7 +69,9 @@ class Survival:
 
 def survival(path: Path, parent: NLUModel | None = None) -> Survival:
     """Of a model folder or a .fly file. Errors: ConfigError where nothing was cut, or the parent has another shape."""
-    card = NLUModel.load(path).card.survivors if path.is_dir() else read(path).manifest["lineage"].get("survivors")
+    card = (
+        NLUModel.load(path).card.survivors if path.is_dir() else read(find(path)).manifest["lineage"].get("survivors")
+    )
     if card is None:
         raise ConfigError(
             f"{path} has all its heads, neurons and layers; give a model made by a structural technique, such as "

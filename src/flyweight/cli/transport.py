@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from flyweight.cli import show
+from flyweight.errors import ConfigError
 
 
 def pack(
     fly: Annotated[Path, typer.Argument(help="A .fly file.")],
     out: Annotated[Path | None, typer.Option(help="Where to, *.fly.zst; by default beside it.")] = None,
+    overwrite: show.Overwrite = False,
     as_json: show.Json = False,
 ) -> None:
     """Entropy-code a .fly file for disks and networks; every verb reads the result, decoding it once.
@@ -24,9 +26,10 @@ def pack(
 
     flyweight pack bot.fly --out release/bot.fly.zst --json
     """
+    from flyweight.transport import SUFFIX
     from flyweight.transport import pack as pack_file
 
-    packed = pack_file(fly, out)
+    packed = pack_file(fly, _free(out or fly.with_name(fly.name + SUFFIX), overwrite))
     if as_json:
         show.print_json(asdict(packed) | {"path": str(packed.path)})
         return
@@ -40,6 +43,7 @@ def pack(
 def unpack(
     packed: Annotated[Path, typer.Argument(help="A transport form, *.fly.zst.")],
     out: Annotated[Path | None, typer.Option(help="Where to, *.fly; by default beside it.")] = None,
+    overwrite: show.Overwrite = False,
 ) -> None:
     """Decode a transport form into the plain .fly file that is mapped into memory, and verify it.
 
@@ -51,5 +55,12 @@ def unpack(
     """
     from flyweight.transport import unpack as unpack_file
 
-    artifact = unpack_file(packed, out)
+    artifact = unpack_file(packed, _free(out or packed.with_suffix(""), overwrite))
     print(f"{artifact.path}: {artifact.size_bytes / 1e6:.2f} MB, {len(artifact.arrays)} tensors intact")
+
+
+def _free(out: Path, overwrite: bool) -> Path:
+    """The path, if nothing is there or it may be replaced."""
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; choose another --out, or add --overwrite")
+    return out
