@@ -166,11 +166,16 @@ struct Model {
   }
 };
 
-double time_matrix(const nb::dict& matrix, int tokens, int calls, const std::string& level) {
+std::vector<double> time_matrices(const nb::list& matrices, int tokens, double seconds, const std::string& level) {
   std::vector<nb::object> keep;
-  const MatrixSource source = matrix_of(matrix, "matrix", keep);
+  std::vector<MatrixSource> sources;
+  for (std::size_t i = 0; i < matrices.size(); ++i) {
+    const nb::object given = matrices[i];
+    if (!nb::isinstance<nb::dict>(given)) throw std::invalid_argument("a matrix is no dict");
+    sources.push_back(matrix_of(nb::cast<nb::dict>(given), "matrix", keep));
+  }
   const nb::gil_scoped_release released;
-  return best_seconds(source, tokens, calls, kernels_of(level));
+  return best_seconds(sources, tokens, seconds, kernels_of(level));
 }
 
 template <class T>
@@ -285,8 +290,12 @@ NB_MODULE(_native, m) {
   m.def("built", [] { return names(built_levels()); }, "Names of the levels that this build holds.");
   m.def("sparse_levels", [] { return names(sparse_levels()); },
         "Names of the built levels that multiply sparse matrices as they are; the others make them dense at load.");
-  m.def("time_matrix", &time_matrix, nb::arg("matrix"), nb::arg("tokens"), nb::arg("calls"), nb::arg("level"),
-        "Seconds that a matrix, as Engine takes it, needs at best for so many tokens; one thread, the GIL is released.");
+  m.def("time_matrices", [](const nb::list& matrices, int tokens, double seconds, const std::string& level) {
+          return list_of(time_matrices(matrices, tokens, seconds, level));
+        },
+        nb::arg("matrices"), nb::arg("tokens"), nb::arg("seconds"), nb::arg("level"),
+        "Seconds that each matrix, as Engine takes it, needs at best for so many tokens; all take turns until each has had "
+        "`seconds`. One thread, the GIL is released.");
   nb::class_<Model>(m, "Engine", "A model whose weights stay where they lie; see native/engine/engine.h.")
       .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, const std::string&>(), nb::arg("config"),
            nb::arg("matrices"), nb::arg("vectors"), nb::arg("level"))

@@ -115,7 +115,7 @@ def packed(like: NLUModel, shape: str, packing: str, std: float = 0.08) -> NLUMo
 
 def artifact_of(model: NLUModel) -> Artifact:
     """What an exported file holds, without the gate and golden samples; matrices in the model's own forms."""
-    with mock.patch("flyweight.export.fly.chosen", lambda form, activations: form):
+    with mock.patch("flyweight.export.fly.chosen", lambda name, form, activations: form):
         manifest, arrays = contents(model)
     return Artifact(Path("m.fly"), manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays, 0)
 

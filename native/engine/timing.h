@@ -1,12 +1,15 @@
-// How long one matrix takes here: what an exporter asks before it chooses how to store it.
+// How long matrices take here: what an exporter asks before it chooses how to store one.
 #pragma once
+
+#include <vector>
 
 #include "engine/engine.h"
 
 namespace flyweight {
 
-// The best of `calls` products of a matrix with int8 activations of n_tokens tokens, in seconds: one thread, weights in
-// whatever cache holds them. Errors: std::invalid_argument.
-double best_seconds(const MatrixSource&, int n_tokens, int calls, const Kernels&);
+// The best product of each matrix with int8 activations of n_tokens tokens, in seconds: one thread, weights in whatever
+// cache holds them. The matrices, all of one shape, take turns until each has had `seconds` (at least one product of each),
+// so that what slows the machine down for a while slows all of them. Errors: std::invalid_argument.
+std::vector<double> best_seconds(const std::vector<MatrixSource>&, int n_tokens, double seconds, const Kernels&);
 
 }  // namespace flyweight

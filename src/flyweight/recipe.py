@@ -46,8 +46,8 @@ class Receipt:
     message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
     `engine` names what executed the file: the native engine and its level, or numpy. `part` says what quality was
     measured on; peak_memory_mb is the whole process's highest so far. sparse: where matrices are pruned, `stored`: how
-    each lies in the file (what was fastest here), and `break_even`: the sparsity from which sparse pays for a shape,
-    null where it never does or nothing measured it.
+    each lies in the file (what was fastest here; "dense in memory" where the engine unpacks it), and, where quality is
+    measured, `break_even`: the sparsity from which sparse pays for a shape, null where it never does here.
     """
 
     technique: str
@@ -212,7 +212,7 @@ def make_receipt(
             engine=nlu.engine.title,
             minutes=round(minutes, 3),
             peak_memory_mb=round(peak_rss_mb(), 1),
-            sparse=report(read(path).manifest["weights"], pruned),
+            sparse=report(read(path).manifest["weights"], pruned, measure=bool(parent_answers)),
         )
 
 

@@ -75,7 +75,7 @@ def contents(model: NLUModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     weights: dict[str, Any] = {}
     for name, form, multiplies in model.forms():
-        form = chosen(form, multiplies["activations"])
+        form = chosen(name, form, multiplies["activations"])
         entry = describe(form)
         layout = matrix_layout(name, entry, multiplies["activations"])
         weights[name] = entry | multiplies | {"layout": layout}

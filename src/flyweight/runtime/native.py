@@ -2,7 +2,7 @@
 
 Weights are not copied: the engine reads the panels where the file is mapped. What it cannot multiply is converted at
 load: int8 weights or centres by float activations into float32 panels, codes of 3, 5, 6, 7, 8 bits into int8 panels,
-sparse matrices of more than 4096 columns into dense ones.
+sparse matrices into dense ones but where `stays_sparse`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flyweight.artifact import LOOKED_UP, Artifact
 from flyweight.cores import usable_cores
 from flyweight.data.tags import Span
 from flyweight.errors import ArtifactError, ConfigError
-from flyweight.forms import Int8, Sparse, pack, panels
+from flyweight.forms import Form, Sparse, pack, panels
 from flyweight.forms.codes import Codes, by_row, code_bits
 from flyweight.positions import distance_buckets
 from flyweight.runtime.parts import check_parts, matrix_shapes, vector_shapes
@@ -188,7 +188,9 @@ def matrix(artifact: Artifact, name: str) -> dict[str, Any]:
     if not rows * columns:  # no weights, whatever their form: y = bias
         return found | {"activations": "float"} | _weights("float32", np.zeros(0, np.float32))
     if entry["form"] == "sparse":
-        return found | _sparse(artifact, name, entry)
+        if entry["layout"] == "panels":  # the engine makes it dense where it must
+            return found | _stored(entry, artifact.stored(name))
+        return found | _densified(artifact, name, entry)
     if name in LOOKED_UP or entry["layout"] == "panels":
         return found | _stored(entry, artifact.stored(name))
     form = artifact.form(name)
@@ -209,10 +211,8 @@ def _stored(entry: dict[str, Any], parts: dict[str, np.ndarray]) -> dict[str, An
     return found | ({"block": entry["block"], "mask": parts["mask"].reshape(-1)} if sparse else {})
 
 
-def _sparse(artifact: Artifact, name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """A sparse matrix as the engine takes it: mask and survivors, or a dense one."""
-    if entry["layout"] == "panels" and entry["shape"][1] <= MAX_SPARSE_COLUMNS:
-        return _stored(entry, artifact.stored(name))
+def _densified(artifact: Artifact, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """A sparse matrix that lies in rows, as a dense one."""
     form = artifact.form(name)
     assert isinstance(form, Sparse)
     if name in LOOKED_UP:
@@ -222,19 +222,41 @@ def _sparse(artifact: Artifact, name: str, entry: dict[str, Any]) -> dict[str, A
     return _weights("int8", panels.pack_int8(form.integers()), scale=form.scale)
 
 
-def matrix_seconds(form: Int8 | Codes | Sparse, n_tokens: int, calls: int) -> float | None:
-    """Best seconds of a product with int8 activations of so many tokens, one thread; None without an engine.
+def level() -> str | None:
+    """The level that answers .fly files here; None without an engine. Errors: ConfigError, as `pick_level`."""
+    native = module()
+    return None if native is None else pick_level(native)
 
-    form: as the engine multiplies it, with panels. Errors: ConfigError, as `pick_level`.
+
+def multiplies_sparse() -> bool:
+    """Whether the level used here multiplies sparse matrices as they are; see Kernels::sparse in kernels.h."""
+    native = module()
+    return native is not None and pick_level(native) in native.sparse_levels()
+
+
+def stays_sparse(entry: dict[str, Any]) -> bool:
+    """Whether a sparse matrix is multiplied here as it lies in the file; if not, it is dense in memory.
+
+    entry: with its layout. False without an engine: the reference unpacks everything.
+    """
+    return entry["layout"] == "panels" and entry["shape"][1] <= MAX_SPARSE_COLUMNS and multiplies_sparse()
+
+
+def matrix_seconds(forms: Sequence[Form], n_tokens: int, seconds: float) -> list[float]:
+    """Best seconds of each form's product with int8 activations of so many tokens, one thread.
+
+    forms: of one shape, as the engine multiplies them, with panels; timed in turn, each for so many seconds in all.
+    Needs an engine. Errors: ConfigError, as `pick_level`.
     """
     native = module()
-    if native is None:
-        return None
-    entry, arrays = pack(form, "panels")
-    rows, columns = form.shape
-    found = {"rows": rows, "columns": columns, "activations": "int8", "bias": None}
-    found |= {"input_scale": None, "output_scales": None} | _stored(entry, arrays)
-    return float(native.time_matrix(found, n_tokens, calls, pick_level(native)))
+    assert native is not None
+    given = []
+    for form in forms:
+        entry, arrays = pack(form, "panels")
+        rows, columns = form.shape
+        found = {"rows": rows, "columns": columns, "activations": "int8", "bias": None}
+        given.append(found | {"input_scale": None, "output_scales": None} | _stored(entry, arrays))
+    return [float(s) for s in native.time_matrices(given, n_tokens, seconds, pick_level(native))]
 
 
 def _weights(
