@@ -231,7 +231,9 @@ HOSTILE: list[tuple[str, dict[str, Any], str]] = [
         r"'scale' is float32 \[4\]; it must be float32 \[1\]",
     ),
     ("int8 row", {"block": 4}, "'mask' is uint8"),
-    ("int8 row", {"shape": [4, 2**70]}, "'mask' is uint8"),
+    ("int8 row", {"shape": [4, 2**24]}, "'mask' is uint8"),
+    ("int8 row", {"shape": [4, 2**26 + 1]}, "4 x 67108865 sparse weights; at most 268435456 are read"),
+    ("int8 row", {"shape": [4, 2**70]}, "sparse weights; at most 268435456 are read"),
     ("int8 row", {"shape": [5, 19]}, "m: '(mask|scale)' is"),
     ("float32", {"values": {"form": "int8", "per": "row", "shift": 0}}, "form 'sparse' lacks 'q'"),
     (
@@ -252,6 +254,16 @@ def test_hostile_entries_are_refused(kind: str, change: dict[str, Any], message:
     with pytest.raises(ArtifactError, match=message) as error:
         check(entry, arrays, "m", "rows" if kind == "float32" else layout)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("layout", "rows"), [("rows", 2**23 + 1), ("panels", 2**22 + 1)])
+def test_filling_counts_among_the_weights(layout: Layout, rows: int) -> None:
+    """One column, in blocks of four: a byte of mask stands for 32 weights; panels are filled up to 64 columns."""
+    entry, arrays = pack(Sparse(values("int8 row", 4, 1), random_mask(4, 1, 1, 0.5)), layout)
+    with pytest.raises(ArtifactError, match=f"m: {rows} x 1 sparse weights; at most 268435456 are read"):
+        check(entry | {"shape": [rows, 1]}, arrays, "m", layout)
+    with pytest.raises(ArtifactError, match="'mask' is uint8"):
+        check(entry | {"shape": [rows - 1, 1]}, arrays, "m", layout)
 
 
 @pytest.mark.parametrize("layout", ["rows", "panels"])

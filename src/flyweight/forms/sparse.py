@@ -3,6 +3,7 @@
     W[r, c] = values[r, c] where mask[r, c], else 0      values: float32 | int8 without shift | codes
 
 Block 4 ("1x4"): the mask is constant on aligned groups of four columns, one bit stands for four weights; else block 1.
+At most MAX_WEIGHTS are read, since few bytes of a file may unpack to many of memory.
 n weights, s survivors of b bits: n / 8 (block 4: n / 32) bytes of mask and s * b / 8 bytes of survivors.
 
     rows     mask (R, ceil(C / 8 block)) uint8, lowest bit first; survivors (s,) in reading order, codes bit-packed
@@ -31,6 +32,7 @@ from flyweight.forms.panels import PANEL_ROWS, PIECE_BYTES, PLANES, Layout, Stor
 
 BLOCKS = (1, 4)
 TAIL = 64
+MAX_WEIGHTS = 2**28  # of a matrix, filling included: 256,000 tokens x 1024; an empty mask of so many has 8 MB
 INNER: dict[str, type[Float32] | type[Int8] | type[Codes]] = {"float32": Float32, "int8": Int8, "codes": Codes}
 SURVIVORS = {"float32": "values", "int8": "q", "codes": "codes"}  # the array of a form that holds a number a weight
 _ONES = np.array([bin(i).count("1") for i in range(256)], np.uint8)
@@ -168,6 +170,10 @@ class Sparse:
                 f"{inner['centres']} {inner['table']} centres lie in panels; allowed there: 2 to 4 or 9 to 16, int8"
             )
         lie, mask = mask_shape(shape, block, layout), arrays["mask"]
+        if math.prod(lie) * 8 * block > MAX_WEIGHTS:
+            raise ValueError(
+                f"{shape[0]} x {shape[1]} sparse weights; at most {MAX_WEIGHTS} are read, filling included"
+            )
         n = 0  # of a mask that is refused, since it is looked at first
         if mask.dtype == np.uint8 and mask.shape == lie:
             n = count(mask, shape, block, layout)
@@ -213,8 +219,8 @@ def mask_shape(shape: tuple[int, int], block: int, layout: Layout) -> tuple[int,
 def unpack_mask(packed: np.ndarray, shape: tuple[int, int], block: int) -> np.ndarray:
     """Packed bits of that shape -> (R, C) bool."""
     rows, columns = shape
-    flags = np.unpackbits(_by_row(packed)[:rows], axis=1, bitorder="little")
-    return np.repeat(flags, block, axis=1)[:, :columns].astype(bool)
+    flags = np.unpackbits(_by_row(packed)[:rows], axis=1, count=-(-columns // block), bitorder="little").view(np.bool_)
+    return flags if block == 1 else np.ascontiguousarray(np.repeat(flags, block, axis=1)[:, :columns])
 
 
 def count(packed: np.ndarray, shape: tuple[int, int], block: int, layout: Layout) -> int:
@@ -248,7 +254,8 @@ def _whole_blocks(mask: np.ndarray, block: int) -> np.ndarray:
 
 def _filled(a: np.ndarray) -> np.ndarray:
     """`a` with zeros up to whole panels and pieces."""
-    return np.pad(a, ((0, -a.shape[0] % PANEL_ROWS), (0, -a.shape[1] % PIECE_BYTES)))
+    more = -a.shape[0] % PANEL_ROWS, -a.shape[1] % PIECE_BYTES
+    return np.pad(a, ((0, more[0]), (0, more[1]))) if any(more) else a
 
 
 def _named(values: Any) -> str:
