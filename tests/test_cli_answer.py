@@ -112,6 +112,34 @@ def test_inspect_puts_equal_layers_into_one_line() -> None:
     ]
 
 
+def test_inspect_shows_what_is_sparse() -> None:
+    """5 of 18 weights survive, a whole block and a last short one, and 4 of 18 of the next layer: 9 of 36."""
+    int8 = {"form": "int8", "per": "row", "shift": 0}
+    codes = {"form": "codes", "centres": 4, "per": "matrix", "table": "int8"}
+    found = {
+        "layers.0.ffn.up": (4, int8, [[0b101], [0]], [2, 9]),
+        "layers.1.ffn.up": (4, int8, [[0], [0b1]], [2, 9]),
+        "layers.2.ffn.up": (1, int8, [[0b1, 1], [0b1111, 0]], [2, 9]),
+        "layers.3.ffn.up": (1, codes, [[0b1, 0], [0b11, 0]], [2, 9]),
+        "heads.tags": (1, int8, np.zeros((0, 1)), [0, 5]),
+    }
+    manifest = {
+        "weights": {
+            name: {"form": "sparse", "block": block, "values": values, "shape": shape, "layout": "rows"}
+            | {"activations": "int8"}
+            for name, (block, values, _, shape) in found.items()
+        }
+    }
+    arrays = {f"{name}.mask": np.array(mask, np.uint8) for name, (_, _, mask, _) in found.items()}
+    groups = answer._groups(SimpleNamespace(manifest=manifest, arrays=arrays))  # type: ignore[arg-type]
+    assert [(g.name, g.described) for g in groups] == [
+        ("layers.0-1.ffn.up", "sparse 1x4 int8, 25% kept"),
+        ("layers.2.ffn.up", "sparse int8, 33% kept"),
+        ("layers.3.ffn.up", "sparse codes centres=4, 17% kept"),
+        ("heads.tags", "sparse int8, 0% kept"),
+    ]
+
+
 def test_verify(bot: Path, call: Call) -> None:
     done = call("verify", bot)
     assert re.fullmatch(r".*bot\.fly: \d+ tensors intact; golden samples by .+: (equal|within .+)\n", done.out)

@@ -8,12 +8,13 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flyweight.cli import show
 from flyweight.errors import ConfigError, ParityError
+from flyweight.forms.sparse import count
 
 if TYPE_CHECKING:
     from flyweight.artifact import Artifact
@@ -108,7 +109,9 @@ def inspect(
     print()
     rows = []
     for group in _groups(artifact):
-        rows.append([group.name, group.shape, group.form, group.activations, group.bits, f"{group.n_bytes / 1e3:.1f}"])
+        rows.append(
+            [group.name, group.shape, group.described, group.activations, group.bits, f"{group.n_bytes / 1e3:.1f}"]
+        )
     columns = ["matrix", "shape", "form", "acti-\nvations", "bits/\nweight", "kB"]
     show.print_table(columns, rows, "weights (kB: of all layers of a line, biases included)")
 
@@ -152,6 +155,7 @@ class _Group:
     form: str
     activations: str
     n_weights: int
+    n_kept: int  # of them, where the form is sparse
     n_bytes: int
 
     @property
@@ -161,6 +165,12 @@ class _Group:
             return self.place[0]
         layers = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
         return f"{self.place[0]}{layers}{self.place[1]}"
+
+    @property
+    def described(self) -> str:
+        """The form, and of a sparse one the share of weights that survived, of all layers together."""
+        share = f", {self.n_kept / max(1, self.n_weights):.0%} kept" if self.form.startswith("sparse") else ""
+        return self.form + share
 
     @property
     def bits(self) -> str:
@@ -174,22 +184,43 @@ def _groups(artifact: Artifact) -> list[_Group]:
     latest: dict[tuple[str, str], _Group] = {}
     for name, entry in artifact.manifest["weights"].items():
         n_bytes = sum(a.nbytes for key, a in artifact.arrays.items() if key.startswith(f"{name}."))
-        details = (f"{k}={entry[k]}" for k in ("centres", "per", "table", "shift") if k in entry)
         activations = entry["activations"] + (", int8 attention" if "output_scales" in entry else "")
         found = re.fullmatch(r"(layers\.)(\d+)(\..+)", name)
         place, layer = ((found[1], found[3]), int(found[2])) if found else ((name, ""), None)
         rows, columns = entry["shape"]
-        form = " ".join([entry["form"], *details])
-        group = _Group(place, layer, layer, f"{rows}x{columns}", form, activations, rows * columns, n_bytes)
+        n_kept = _n_kept(artifact, name, entry)
+        group = _Group(
+            place, layer, layer, f"{rows}x{columns}", _form(entry), activations, rows * columns, n_kept, n_bytes
+        )
         before = latest.get(place)
         if before and layer is not None and before.last == layer - 1 and _alike(before, group):
             before.last = layer
             before.n_weights += group.n_weights
+            before.n_kept += n_kept
             before.n_bytes += n_bytes
         else:
             groups.append(group)
             latest[place] = group
     return groups
+
+
+def _form(entry: dict[str, Any]) -> str:
+    """A form in a few words: "int8 per=row shift=0", "sparse 1x4 int8", "sparse codes centres=16"."""
+    if entry["form"] != "sparse":
+        return " ".join(
+            [entry["form"], *(f"{k}={entry[k]}" for k in ("centres", "per", "table", "shift") if k in entry)]
+        )
+    values = entry["values"]
+    words = ["sparse", *(["1x4"] if entry["block"] == 4 else []), values["form"]]
+    return " ".join(words + [f"{k}={values[k]}" for k in ("centres",) if k in values])
+
+
+def _n_kept(artifact: Artifact, name: str, entry: dict[str, Any]) -> int:
+    """Weights of a matrix that survived; all of one that is not sparse."""
+    rows, columns = entry["shape"]
+    if entry["form"] != "sparse":
+        return rows * columns
+    return count(artifact.arrays[f"{name}.mask"], (rows, columns), entry["block"], entry["layout"])
 
 
 def _alike(a: _Group, b: _Group) -> bool:
