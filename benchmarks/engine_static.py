@@ -10,8 +10,8 @@ difference, more than calls vary: so 12 pairs, each in memory of its own.
     ratio    median over pairs of the median over calls of (dynamic / static), above 1: static is faster; its 95%
              interval by ranks of the pairs
 
-Writes benchmarks/results/engine_static.json: one entry a model and length, replaced by the next run; each has its date,
-calls and the load of the machine when it began (jobs ready to run, mean of a minute).
+Writes benchmarks/results/engine_static.json: one entry a CPU, level, model and length, replaced by the next run of
+the same; each has its date, calls and the load of the machine when it began (jobs ready to run, mean of a minute).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from flyweight.tokenizer import Encoded
 
 STEP = 2.0**-5  # of activations: +-3.97, as a norm gives them
 N_PAIRS = 12
+KEY = ("cpu", "level", "model", "n_tokens")  # of an entry
 RESULTS = Path(__file__).parent / "results" / "engine_static.json"
 
 
@@ -102,6 +103,7 @@ def measured(name: str, held: list[list[Native]], n_tokens: int, seconds: float)
     return {
         "model": name,
         "n_tokens": n_tokens,
+        "cpu": machine()["cpu"],
         "level": held[0][0].level,
         "n_pairs": len(us),
         "n_calls": sum(len(found) for found in us),
@@ -116,12 +118,13 @@ def measured(name: str, held: list[list[Native]], n_tokens: int, seconds: float)
 
 
 def keep(entry: dict[str, Any]) -> None:
-    """Writes an entry in place of the one of the same model and length."""
-    runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
-    same = (entry["model"], entry["n_tokens"])
-    runs = [run for run in runs if (run["model"], run["n_tokens"]) != same] + [entry]
-    runs.sort(key=lambda run: (list(MODELS)[::-1].index(run["model"]), run["n_tokens"]))
-    result = {"machine": machine(), "threads": 1, "clock": "CPU time of the process", "runs": runs}
+    """Writes an entry in place of the one of the same CPU, level, model and length."""
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"machines": {}, "runs": []}
+    key = [entry[k] for k in KEY]
+    runs = [run for run in before["runs"] if [run[k] for k in KEY] != key] + [entry]
+    runs.sort(key=lambda run: (run["cpu"], run["level"], list(MODELS)[::-1].index(run["model"]), run["n_tokens"]))
+    machines = before["machines"] | {entry["cpu"]: machine()}
+    result = {"machines": machines, "threads": 1, "clock": "CPU time of the process", "runs": runs}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
