@@ -14,7 +14,6 @@ import typer
 
 from flyweight.cli import show
 from flyweight.errors import ConfigError, ParityError
-from flyweight.forms.sparse import count
 
 if TYPE_CHECKING:
     from flyweight.artifact import Artifact
@@ -217,6 +216,8 @@ def _form(entry: dict[str, Any]) -> str:
 
 def _n_kept(artifact: Artifact, name: str, entry: dict[str, Any]) -> int:
     """Weights of a matrix that survived; all of one that is not sparse."""
+    from flyweight.forms.sparse import count
+
     rows, columns = entry["shape"]
     if entry["form"] != "sparse":
         return rows * columns
