@@ -215,6 +215,30 @@ def test_pruned_further_only_what_was_left_can_stay(tiny_data: NLUData, tiny_mod
             assert mask.sum() == round((1 - 0.8) * mask.size)
 
 
+def test_a_lower_sparsity_gives_nothing_back(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    """Nor does the training that follows: what is gone stays 0 in the int8 weights, too."""
+    parent = variant(tiny_model, "plain")
+    run = quiet_run(tiny_data, parent)
+    first = Magnitude(sparsity=0.9, shape="unstructured", **ONCE).apply(parent, run)
+    wanted = encoder_masks(first)
+    assert len(wanted) == 8
+    for step in (
+        Magnitude(sparsity=0.5, shape="unstructured", **ONCE),
+        Magnitude(sparsity=0.5, shape="1x4", **ONCE),
+        Magnitude(sparsity=0.5, scope="global", **ONCE),
+        Magnitude(sparsity=0.5, epochs=1),
+        Movement(sparsity=0.5, epochs=1),
+    ):
+        second = step.apply(first, run)
+        for name, mask in encoder_masks(second).items():
+            assert not (mask & ~wanted[name]).any(), (step, name)
+    second = Magnitude(sparsity=0.5, shape="unstructured", **ONCE).apply(first, run)
+    third = QAT(epochs=1, learning_rate=0.01).apply(second, run)
+    for name, module, part in third.matrices():
+        if part == "encoder":
+            assert not module.weight.detach().numpy()[~wanted[name]].any()
+
+
 # rooms behind it ----------------------------------------------------------------------------------------------------
 
 BEHIND: list[Technique] = [

@@ -148,7 +148,7 @@ def test_the_last_mask_is_set_within_the_shortest_training(schedule: pruning.Sch
 # while training -----------------------------------------------------------------------------------------------------
 
 
-def test_masked_weights_get_no_gradient_and_keep_their_values() -> None:
+def test_masked_weights_get_no_gradient_and_are_not_set_to_0_yet() -> None:
     module = linear(torch.tensor([[1.0, -3.0, 0.5, 2.0]]))
     pruner = Pruner([module], plan())
     weight = pruner.weights[0]

@@ -5,8 +5,9 @@
     iterative   four rounds of pruning and training; each leaves the same share of what there was
     gradual     share removed s (1 - (1 - u)^3), u rising from 0 at a tenth to 1 at six tenths of the training
 
-A weight that is masked gets no gradient but keeps its value; as long as masks are made anew it can come back. Epochs
-before the last mask are none to choose from.
+A weight that is masked gets no gradient, but is not set to 0 yet (AdamW's momentum and decay go on moving it a little);
+as long as masks are made anew it can come back. Epochs before the last mask are none to choose from. What an earlier
+pruning removed stays removed: a lower sparsity gives nothing back.
 
 Of the model the attention and FFN matrices, as in the literature: they are most of the multiplications. The heads hold
 a row a label, are small and see the loss first (heads=True prunes them too). Embeddings are looked up, not multiplied:
@@ -26,26 +27,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flyweight.errors import ConfigError
-from flyweight.model.linear import set_mask
 from flyweight.model.nlu import NLUModel
-from flyweight.techniques.room import Run, check_choice, check_count, check_training
-from flyweight.training.loop import TrainingSettings
-from flyweight.training.pruning import (
-    AUTO_STEPS,
-    SCHEDULES,
-    SCOPES,
-    Plan,
-    Pruner,
-    Schedule,
-    Scope,
-    check_removed,
-    magnitude,
-    masks,
-    prunable,
-    share_removed,
-    steps_of,
-)
-from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
+from flyweight.techniques.room import Run, check_choice, check_count, check_training, pruned
+from flyweight.training.pruning import SCHEDULES, SCOPES, Plan, Schedule, Scope, check_removed, share_removed
+from flyweight.training.quantized import Distil
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,42 +77,19 @@ class Magnitude:
 
         Errors: DataError where nothing can be learnt from.
         """
-        model = model.copy()
-        sparsity = share_removed(self.sparsity, self.shape)
-        if not sparsity:
-            return model
-        matrices = prunable(model.unpack(), self.heads)
-        if not matrices:
-            return model
-        if self.epochs == 0:
-            scores = [magnitude(module.weight) for module in matrices]
-            for module, mask in zip(matrices, masks(scores, 1 - sparsity, self.shape, self.scope), strict=True):
-                set_mask(module, mask)
-            return model
-        data = taught_data(run.data, self.distil, run.seed, run.loss)
-        settings = TrainingSettings(
-            epochs=epochs_of(self.epochs, data, AUTO_STEPS),
-            learning_rate=self.learning_rate,
-            dropout=TrainingSettings.dropout if self.distil is None else 0.0,  # a teacher's answers need none
-            seed=run.seed,
-        )
         plan = Plan(
             criterion="magnitude",
-            sparsity=sparsity,
+            sparsity=share_removed(self.sparsity, self.shape),
             shape=self.shape,
             scope=self.scope,
             schedule=self.schedule,
-            n_steps=steps_of(settings, data),
         )
-        return fit_taught(
+        return pruned(
             model,
-            data,
-            settings,
-            teacher=run.teacher,
+            run,
+            plan,
+            heads=self.heads,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
             distil=self.distil,
-            loss=run.loss,
-            while_training=Pruner(matrices, plan).while_training,
-            device=run.device,
-            folder=run.folder,
-            progress=run.progress,
         )

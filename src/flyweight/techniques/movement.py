@@ -5,8 +5,9 @@
     soft   one threshold of s for all matrices, so that each finds its own share
 
 The share that stays falls by the cubic schedule: removed are S (1 - (1 - u)^3), u rising from 0 at a tenth to 1 at six
-tenths of the training. Of blocks (1x4) and groups (n:m) the sums and the best of these scores. Masked weights keep
-their values and go on being scored, so that they may come back, until the last mask.
+tenths of the training. Of blocks (1x4) and groups (n:m) the sums and the best of these scores. Masked weights get no
+gradient, but are not set to 0 yet (AdamW's momentum and decay go on moving them a little) and go on being scored, so
+that they may come back, until the last mask. What an earlier pruning removed stays removed.
 
 As published, s begins at 0 and adds -m as it is, from weights that were not fine-tuned yet. A model that is trained
 already hardly moves: the first terms are noise, largest where weights matter most, and those with the lowest s are
@@ -28,10 +29,9 @@ from typing import Any, ClassVar, Literal
 
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
-from flyweight.techniques.room import Run, check_choice, check_training
-from flyweight.training.loop import TrainingSettings
-from flyweight.training.pruning import AUTO_STEPS, Plan, Pruner, check_removed, group, prunable, share_removed, steps_of
-from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
+from flyweight.techniques.room import Run, check_choice, check_training, pruned
+from flyweight.training.pruning import Plan, check_removed, group, share_removed
+from flyweight.training.quantized import Distil
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +72,19 @@ class Movement:
 
         Errors: DataError where nothing can be learnt from.
         """
-        model = model.copy()
-        sparsity = share_removed(self.sparsity, self.shape)
-        if not sparsity:
-            return model
-        matrices = prunable(model.unpack(), self.heads)
-        if not matrices:
-            return model
-        data = taught_data(run.data, self.distil, run.seed, run.loss)
-        settings = TrainingSettings(
-            epochs=epochs_of(self.epochs, data, AUTO_STEPS),
-            learning_rate=self.learning_rate,
-            dropout=TrainingSettings.dropout if self.distil is None else 0.0,  # a teacher's answers need none
-            seed=run.seed,
-        )
         plan = Plan(
             criterion="movement",
-            sparsity=sparsity,
+            sparsity=share_removed(self.sparsity, self.shape),
             shape=self.shape,
             scope="matrix" if self.mode == "hard" else "global",
             schedule="gradual",
-            n_steps=steps_of(settings, data),
         )
-        return fit_taught(
+        return pruned(
             model,
-            data,
-            settings,
-            teacher=run.teacher,
+            run,
+            plan,
+            heads=self.heads,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
             distil=self.distil,
-            loss=run.loss,
-            while_training=Pruner(matrices, plan).while_training,
-            device=run.device,
-            folder=run.folder,
-            progress=run.progress,
         )

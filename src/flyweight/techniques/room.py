@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from flyweight.data.messages import NLUData
@@ -12,7 +12,9 @@ from flyweight.model.nlu import NLUModel
 from flyweight.model.survivors import survivors_of
 from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Loss, labels_loss
-from flyweight.training.quantized import Distil, epochs_of, fit_taught, taught_data
+from flyweight.training.pruning import AUTO_STEPS as PRUNING_STEPS
+from flyweight.training.pruning import Plan, Pruner, prunable, prune, steps_of
+from flyweight.training.quantized import AUTO_STEPS, Distil, epochs_of, fit_taught, taught_data
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,19 @@ def retrained(
     learning_rate: float,
     distil: Distil,
     splices_each: int = 1,
+    n_steps: int = AUTO_STEPS,
+    while_training: Callable[[int], Callable[[Loss], Loss]] | None = None,
 ) -> NLUModel:
-    """The model after so many passes over the run's messages (in place): 0 none, None about 1500 steps.
+    """The model after so many passes over the run's messages (in place): 0 none, None about n_steps training steps.
 
-    distil: as in fit_taught, of a teacher that may have more layers; splices_each: as in taught_data. A teacher's
-    answers need no dropout.
+    distil: as in fit_taught; splices_each: as in taught_data; while_training: as in fit_taught, told how many steps the
+    training has. A teacher's answers need no dropout.
     """
     if epochs == 0:
         return model
     data = taught_data(run.data, distil, run.seed, run.loss, splices_each)
     settings = TrainingSettings(
-        epochs=epochs_of(epochs, data),
+        epochs=epochs_of(epochs, data, n_steps),
         learning_rate=learning_rate,
         dropout=TrainingSettings.dropout if distil is None else 0.0,
         seed=run.seed,
@@ -79,9 +83,43 @@ def retrained(
         distil=distil,
         loss=run.loss,
         layers=layers_taught(model, run.teacher),
+        while_training=None if while_training is None else while_training(steps_of(settings, data)),
         device=run.device,
         folder=run.folder,
         progress=run.progress,
+    )
+
+
+def pruned(
+    model: NLUModel,
+    run: Run,
+    plan: Plan,
+    *,
+    heads: bool,
+    epochs: int | None,
+    learning_rate: float,
+    distil: Distil,
+) -> NLUModel:
+    """A copy with masks, its matrices float; of packed ones what they decode to.
+
+    plan: its n_steps are those of the training; heads: as in `prunable`; epochs: 0 prunes at once, None aims at 3000
+    steps. Errors: DataError where nothing can be learnt from.
+    """
+    model = model.copy()
+    matrices = prunable(model.unpack(), heads) if plan.sparsity else []
+    if not matrices:
+        return model
+    if epochs == 0:
+        prune(matrices, plan)
+        return model
+    return retrained(
+        model,
+        run,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        distil=distil,
+        n_steps=PRUNING_STEPS,
+        while_training=lambda n_steps: Pruner(matrices, replace(plan, n_steps=n_steps)).while_training,
     )
 
 

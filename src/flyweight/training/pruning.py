@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.forms import Float32, Sparse
-from flyweight.model.linear import Linear
+from flyweight.model.linear import Linear, set_mask
 from flyweight.model.nlu import NLUModel
 from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Batch, Loss
@@ -139,19 +139,27 @@ def _best_of_group(scores: Tensor, n: int, m: int) -> Tensor:
     return found[:, : scores.shape[1]]
 
 
+def left(module: Linear, mask: Tensor) -> Tensor:
+    """The mask, without what the module has lost already: whatever is asked for, nothing is given back."""
+    return mask if module.mask is None else mask & module.mask
+
+
 # schedules ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a training of n_steps prunes. sparsity: share of the weights removed at the end, from 0 to below 1."""
+    """How a training of n_steps prunes, or, of 0, how it is done at once.
+
+    sparsity: share of the weights removed at the end, from 0 to below 1.
+    """
 
     criterion: Criterion
     sparsity: float
     shape: str
     scope: Scope
     schedule: Schedule
-    n_steps: int
+    n_steps: int = 0
 
     @property
     def settled_at(self) -> int:
@@ -184,7 +192,14 @@ def steps_of(settings: TrainingSettings, data: NLUData) -> int:
     return settings.epochs * math.ceil(len(data.train) / settings.batch_size)
 
 
-# while training -----------------------------------------------------------------------------------------------------
+# at once, and while training ----------------------------------------------------------------------------------------
+
+
+def prune(matrices: Sequence[Linear], plan: Plan) -> None:
+    """The plan's last masks at once, by the size of the weights."""
+    found = masks([magnitude(m.weight) for m in matrices], 1 - plan.sparsity, plan.shape, plan.scope)
+    for module, mask in zip(matrices, found, strict=True):
+        set_mask(module, left(module, mask))
 
 
 class _Masked(torch.autograd.Function):
@@ -209,7 +224,8 @@ class _Masked(torch.autograd.Function):
 class PrunedWeight(WeightQuantizer):
     """W -> W * mask, the mask set by a Pruner. What it keeps is in the model's state: trainings resume bit for bit.
 
-    Weights outside the mask keep their values and get no gradient, so that they may come back.
+    Weights outside the mask get no gradient, but stay in the model, so that they may come back: not quite as they
+    were, since AdamW's momentum of the steps before and its weight decay go on moving them.
     """
 
     def __init__(self, weight: Tensor, plan: Plan):
@@ -279,7 +295,7 @@ class Pruner:
 
     def _set(self, found: Sequence[Tensor]) -> None:
         for module, weight, mask in zip(self.matrices, self.weights, found, strict=True):
-            weight.mask.copy_(mask if module.mask is None else mask & module.mask)
+            weight.mask.copy_(left(module, mask))
 
 
 def _scores(module: Linear, weight: PrunedWeight) -> Tensor:
