@@ -13,7 +13,7 @@ import torch
 from random_models import counted, quiet_run, random_model, same_bits
 
 from flyweight.analyse import shapes
-from flyweight.analyse.shapes import Clock, ShapeTimes, grid, packed_at_random, spread
+from flyweight.analyse.shapes import Clock, ShapeTimes, grid, packed_at_random, quiet_ms, spread
 from flyweight.analyse.structures import Block, Parts, blocks_of, choices, cut
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError, FlyweightWarning
@@ -23,9 +23,9 @@ from flyweight.model.survivors import survivors_of
 from flyweight.recipe import compress
 from flyweight.runtime import native
 from flyweight.techniques.int8 import Int8
-from flyweight.techniques.room import teachers_of
 from flyweight.techniques.structured import StructuredPruning
 from flyweight.tokenizer import Encoded
+from flyweight.training.hidden import teachers_of
 
 QUICK: dict[str, Any] = {"rounds": 1, "epochs": 0}
 
@@ -94,6 +94,26 @@ def test_what_was_measured_is_kept(parent: NLUModel, tmp_path: Path, monkeypatch
         file.write_text(broken)
         monkeypatch.setattr(shapes, "_KNOWN", {})
         assert Clock(parent, ["hello", "good morning"], 8, str(tmp_path)).known == {}
+
+
+def test_the_dense_time_is_that_of_a_quiet_machine(
+    parent: NLUModel, tiny_data: NLUData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # messages 0 and 1 in turn: fastest 1 and 3; of three messages in two calls 2 and 5
+    assert quiet_ms(np.array([9.0, 3, 1, 8, 2]), 2) == 2.0
+    assert quiet_ms(np.array([2.0, 5]), 3) == 3.5
+    found: list[float] = []
+
+    def busy(clock: Clock, config: EncoderConfig, n_calls: int) -> tuple[float, float]:
+        found.append(1.0 + len(found))
+        return found[-1], counted(clock, config, n_calls)[1]
+
+    monkeypatch.setattr(Clock, "measure", busy)
+    clock = Clock(parent, [m.text for m in tiny_data.validation], 8, None)
+    # shapes: none, norms only (also 0 heads), 4 numbers of heads, 4 of neurons: 1 to 10 ms
+    assert clock.table(progress=False).dense_ms == pytest.approx(1.9)
+    clock.share(replace(parent.encoder.config, layers=layers((1, 16))))  # a whole counts nothing
+    assert clock.table(progress=False).dense_ms == pytest.approx(1.9)
 
 
 def test_other_messages_or_bits_are_measured_anew(parent: NLUModel, tmp_path: Path) -> None:
