@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import warnings
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,20 @@ import torch
 from random_models import quiet_run, random_model, same_bits, variant
 
 from flyweight.data.messages import NLUData
-from flyweight.errors import ConfigError, DataError
+from flyweight.errors import ConfigError, DataError, FlyweightWarning
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import keep_heads, keep_layers
+from flyweight.techniques import TECHNIQUES
 from flyweight.techniques.head_pruning import HeadPruning
+from flyweight.techniques.hidden_pruning import HiddenPruning
 from flyweight.techniques.int8 import Int8
 from flyweight.techniques.layer_pruning import LayerPruning, mean_loss
 from flyweight.techniques.neuron_pruning import NeuronPruning
-from flyweight.techniques.room import layers_taught
+from flyweight.training import quantized
+from flyweight.training.hidden import hidden_states_loss, layers_taught
 from flyweight.training.importance import counts, head_importance, mask_gradients
+
+TAUGHT = [name for name, cls in TECHNIQUES.items() if "distil" in {f.name for f in fields(cls)}]
 
 
 def shapes(model: NLUModel) -> list[tuple[int, int]]:
@@ -150,6 +156,52 @@ def test_layers_then_heads_learn_hidden_states(tiny_data: NLUData, tiny_model: N
     run = quiet_run(tiny_data, model)
     child = HeadPruning(keep=0.5, epochs=1).apply(LayerPruning(keep=2, epochs=1).apply(model, run), run)
     assert (len(child.encoder.layers), sum(h for h, _ in shapes(child))) == (2, 3)
+
+
+# what comes after, taught by the model before -----------------------------------------------------------------------
+
+
+def test_the_rooms_that_are_taught() -> None:
+    wanted = {"qat", "trained_codes", "magnitude", "movement", "head_pruning", "neuron_pruning", "layer_pruning"}
+    assert set(TAUGHT) == wanted
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_after_layers_every_room_learns_the_hidden_states_of_what_is_left(
+    name: str, tiny_data: NLUData, tiny_model: NLUModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = random_model(tiny_model, layers=((3, 37),) * 4)
+    learnt: list[Any] = []
+
+    def watched(*args: Any, layers: Any, **settings: Any) -> Any:
+        learnt.append(layers)
+        return hidden_states_loss(*args, layers=layers, **settings)
+
+    monkeypatch.setattr(quantized, "hidden_states_loss", watched)
+    model = keep_layers(teacher, [0, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FlyweightWarning)
+        TECHNIQUES[name](epochs=1, distil="hidden").apply(model, quiet_run(tiny_data, teacher))
+    assert set(map(tuple, learnt)) == {(3,) if name == "layer_pruning" else (1, 3)}
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_narrower_model_learns_logits_and_says_so(name: str, tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    teacher = random_model(tiny_model, layers=((3, 37),) * 2)
+    run = quiet_run(tiny_data, teacher)
+    model = HiddenPruning(keep=0.5, epochs=0).apply(teacher, run)
+    words = (
+        "the teacher has 28 numbers a token, the model 14: their hidden states cannot be compared, so only its logits "
+        "are learnt (distil=logits)"
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        found = TECHNIQUES[name](epochs=1, distil="hidden").apply(model, run)
+    assert [str(w.message) for w in said if w.category is FlyweightWarning] == [words]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FlyweightWarning)
+        wanted = TECHNIQUES[name](epochs=1, distil="logits").apply(model, run)
+    assert same_bits(found, wanted, [m.text for m in tiny_data.test])
 
 
 # refusals -----------------------------------------------------------------------------------------------------------

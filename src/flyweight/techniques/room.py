@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
-from flyweight.model.survivors import survivors_of
 from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Loss, labels_loss
 from flyweight.training.pruning import AUTO_STEPS as PRUNING_STEPS
@@ -24,7 +23,8 @@ class Run:
     data: messages. Techniques learn from train and choose by validation; nothing is learnt from, measured on or chosen
     by test. Its texts are read for one reason: no spliced message (training/transfer.py) may equal one of them.
     teacher: the model before the first technique; loss: what fine-tuning minimises; seed; device; folder: for caches
-    and checkpoints, removed by whoever gave it, once the result is saved; progress: show bars.
+    and checkpoints, removed by whoever gave it, once the result is saved; progress: show bars; said: what a technique
+    adds to its receipt (in place).
     """
 
     data: NLUData
@@ -34,6 +34,7 @@ class Run:
     device: str = "auto"
     folder: str | None = None
     progress: bool = True
+    said: dict[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -82,7 +83,6 @@ def retrained(
         teacher=run.teacher,
         distil=distil,
         loss=run.loss,
-        layers=layers_taught(model, run.teacher),
         while_training=None if while_training is None else while_training(steps_of(settings, data)),
         device=run.device,
         folder=run.folder,
@@ -121,19 +121,6 @@ def pruned(
         n_steps=PRUNING_STEPS,
         while_training=lambda n_steps: Pruner(matrices, replace(plan, n_steps=n_steps)).while_training,
     )
-
-
-def layers_taught(model: NLUModel, teacher: NLUModel) -> list[int] | None:
-    """The teacher's layer of each of the model's; None where the model was not cut out of the teacher: one to one."""
-    ours, theirs = survivors_of(model), survivors_of(teacher)
-    if ours.dense != theirs.dense or not set(ours.layers) <= set(theirs.layers):
-        return None
-    return teachers_of([theirs.layers.index(i) for i in ours.layers], len(theirs.layers))
-
-
-def teachers_of(kept: Sequence[int], n_layers: int) -> list[int]:
-    """The teacher's layer that each kept layer learns: the one before the next that is kept, the last of all."""
-    return [after - 1 for after in (*kept[1:], n_layers)] if kept else []
 
 
 def technique(table: dict[str, type[Technique]], name: str, settings: dict[str, Any]) -> Technique:

@@ -4,7 +4,8 @@
 
 h_l, t_l (B, T, D): what layer l of student and teacher gives, real tokens only. Dividing by the teacher's mean square
 makes every layer's term its relative error, whatever the model's scale. A student with fewer layers has each one's
-teacher layer named. Token ids may be numbered differently, as long as messages are cut into tokens alike.
+teacher layer named: what the next layer that is left was given there. Token ids may be numbered differently, as long as
+messages are cut into tokens alike.
 Sources: TernaryBERT (Zhang et al. 2020, arXiv:2009.12812) and XTC (Wu et al. 2022, arXiv:2206.01859), which add the
 attention scores.
 """
@@ -23,6 +24,7 @@ from flyweight.data.messages import Message
 from flyweight.data.source import shown
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel, pad
+from flyweight.model.survivors import survivors_of
 from flyweight.training.logits import has_labels, soft_loss
 from flyweight.training.losses import Batch, Loss
 
@@ -43,42 +45,51 @@ def hidden_states_loss(
 
     The teacher is asked in the first epoch, without gradient and dropout, for states and logits alike; what it says is
     kept (states rounded to float16) up to ROOM bytes, and asked for again beyond.
-    Errors: ConfigError for a teacher of another shape or with other labels.
+    Errors: ConfigError where `difference` finds one.
     """
-    n_layers = len(teacher.encoder.layers)
-    check_same_shape(teacher, student, n_layers if layers is None else len(layers))
-    check_same_tokens(teacher, student, messages)
-    states = [0, *(i + 1 for i in (range(n_layers) if layers is None else layers))]
+    if found := difference(teacher, student, messages, layers):
+        raise ConfigError(f"{found}: their hidden states cannot be compared; learn its logits only (distil=logits)")
+    states = [0, *(i + 1 for i in (range(len(teacher.encoder.layers)) if layers is None else layers))]
     return _HiddenStates(teacher, messages, states, temperature, soft)
 
 
-def check_same_shape(teacher: NLUModel, student: NLUModel, n_layers: int) -> None:
-    """ConfigError unless the student has n layers, and both the same longest message, width and labels."""
+def difference(
+    teacher: NLUModel, student: NLUModel, messages: Sequence[Message], layers: Sequence[int] | None = None
+) -> str | None:
+    """Why hidden states of the two cannot be compared; None where they can.
+
+    Both have one width, longest message and labels, the student as many layers as are named, and both tokenizers cut
+    every message into as many tokens: then token t is the same to both.
+    """
     for what, ours, theirs in (
-        ("layers", len(student.encoder.layers), n_layers),
         ("numbers a token", student.encoder.config.hidden, teacher.encoder.config.hidden),
+        ("layers", len(student.encoder.layers), len(teacher.encoder.layers if layers is None else layers)),
         ("tokens at most", student.tokenizer.max_tokens, teacher.tokenizer.max_tokens),
         ("labels", _digest(student), _digest(teacher)),
     ):
         if ours != theirs:
-            raise ConfigError(
-                f"the teacher has {theirs} {what}, the model {ours}: their hidden states cannot be compared; "
-                "learn its logits only (distil=logits)"
-            )
-
-
-def check_same_tokens(teacher: NLUModel, student: NLUModel, messages: Sequence[Message]) -> None:
-    """ConfigError unless both tokenizers cut every message into as many tokens: then token t is the same to both."""
+            return f"the teacher has {theirs} {what}, the model {ours}"
     if teacher.tokenizer.sha256 == student.tokenizer.sha256:
-        return
+        return None
     texts = [m.text for m in messages]
     encoded = (model.tokenizer.encode_batch(texts) for model in (teacher, student))
     for text, theirs, ours in zip(texts, *encoded, strict=True):
         if len(theirs.ids) != len(ours.ids):
-            raise ConfigError(
-                f"the teacher cuts {shown(text)} into {len(theirs.ids)} tokens, the model into {len(ours.ids)}: "
-                "their hidden states cannot be compared; learn its logits only (distil=logits)"
-            )
+            return f"the teacher cuts {shown(text)} into {len(theirs.ids)} tokens, the model into {len(ours.ids)}"
+    return None
+
+
+def layers_taught(model: NLUModel, teacher: NLUModel) -> list[int] | None:
+    """The teacher's layer of each of the model's; None where the model was not cut out of the teacher: one to one."""
+    ours, theirs = survivors_of(model), survivors_of(teacher)
+    if ours.dense != theirs.dense or not set(ours.layers) <= set(theirs.layers):
+        return None
+    return teachers_of([theirs.layers.index(i) for i in ours.layers], len(theirs.layers))
+
+
+def teachers_of(kept: Sequence[int], n_layers: int) -> list[int]:
+    """The teacher's layer that each kept layer learns: the one before the next that is kept, the last of all."""
+    return [after - 1 for after in (*kept[1:], n_layers)] if kept else []
 
 
 def _digest(model: NLUModel) -> str:

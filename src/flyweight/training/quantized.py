@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from flyweight.data.messages import Message, NLUData
-from flyweight.errors import DataError
+from flyweight.errors import DataError, FlyweightWarning
 from flyweight.model.linear import mask_of
 from flyweight.model.nlu import NLUModel
-from flyweight.training.hidden import hidden_states_loss
+from flyweight.training.hidden import difference, hidden_states_loss, layers_taught
 from flyweight.training.logits import soft_labels_loss
 from flyweight.training.loop import TrainingSettings, auto_epochs, fit
 from flyweight.training.losses import Loss, Score, labels_loss
@@ -32,7 +33,6 @@ def fit_taught(
     teacher: NLUModel,
     distil: Distil,
     loss: Loss,
-    layers: Sequence[int] | None = None,
     while_training: Callable[[Loss], Loss] | None = None,
     device: str = "auto",
     folder: str | None = None,
@@ -41,17 +41,21 @@ def fit_taught(
     """`fit` on data.train, the epoch chosen on data.validation, then the quantizers' forms packed (in place).
 
     distil: None trains with `loss` and chooses by F1; logits and hidden learn from `teacher` (see training/logits.py,
-    hidden.py) and choose by agreement with it. layers: the teacher's layer of each of the model's, from 0; None: one to
-    one. while_training: wraps the loss that is minimised, such as with_mask and
+    hidden.py) and choose by agreement with it; where hidden states cannot be compared, as after hidden_pruning, logits
+    are learnt, and a FlyweightWarning says so. while_training: wraps the loss that is minimised, such as with_mask and
     Pruner.while_training. folder: an interrupted training resumes from a folder within, and a finished one is not made
-    again; it stays until the caller, who saves the result first, removes it. Errors: ConfigError for hidden states of
-    a teacher of another shape.
+    again; it stays until the caller, who saves the result first, removes it.
     """
     train, validation = (_known(model, part) for part in (data.train, data.validation))
     score: Score | None = None
     if distil is not None:
         validation = tuple(m for m in validation if m.intent is None or m.intent in model.labels.intents)
         score = soft_labels_loss(teacher, model, validation, progress).agreement if validation else None
+    layers = layers_taught(model, teacher)
+    if distil == "hidden" and (found := difference(teacher, model, train, layers)):
+        text = f"{found}: their hidden states cannot be compared, so only its logits are learnt (distil=logits)"
+        warnings.warn(text, FlyweightWarning, stacklevel=2)
+        distil = "logits"
     if distil == "hidden":
         loss = hidden_states_loss(teacher, model, train, layers=layers)
     elif distil == "logits":
