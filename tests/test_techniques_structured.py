@@ -19,13 +19,15 @@ from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError, FlyweightWarning
 from flyweight.model.encoder import EncoderConfig, LayerShape
 from flyweight.model.nlu import NLUModel
+from flyweight.model.surgery import keep_layers
 from flyweight.model.survivors import survivors_of
 from flyweight.recipe import compress
 from flyweight.runtime import native
 from flyweight.techniques.int8 import Int8
 from flyweight.techniques.structured import StructuredPruning
 from flyweight.tokenizer import Encoded
-from flyweight.training.hidden import teachers_of
+from flyweight.training import quantized
+from flyweight.training.hidden import hidden_states_loss, teachers_of
 
 QUICK: dict[str, Any] = {"rounds": 1, "epochs": 0}
 
@@ -240,6 +242,45 @@ def test_a_time_in_milliseconds(parent: NLUModel, tiny_data: NLUData) -> None:
     run = quiet_run(tiny_data, parent)
     child = StructuredPruning(target_ms=1.0, **QUICK).apply(parent, run)
     assert same_bits(child, StructuredPruning(speedup=2.0, **QUICK).apply(parent, run), ["hello bot"])
+
+
+@pytest.mark.parametrize("target_ms", [2.0, 100.0])
+def test_a_time_that_is_reached_already_cuts_nothing(parent: NLUModel, tiny_data: NLUData, target_ms: float) -> None:
+    with pytest.warns(
+        FlyweightWarning,
+        match=rf"^structured: target_ms is {target_ms:g}, the model takes 2 ms as it is: nothing is cut",
+    ):
+        child = StructuredPruning(target_ms=target_ms).apply(parent, quiet_run(tiny_data, parent))
+    assert child is not parent
+    assert same_bits(child, parent, ["hello bot"])
+    assert child.card.survivors is None
+
+
+def test_the_receipt_says_what_was_reached(parent: NLUModel, tiny_data: NLUData) -> None:
+    small = compress(parent, tiny_data, [StructuredPruning(speedup=3.0, **QUICK)], measure=False, progress=False)
+    found = small.card.steps[-1]["reached"]
+    assert (found["dense_ms"], found["wanted_ms"], found["bits"]) == (2.0, 0.66667, 8)
+    assert found["measured_ms"] == pytest.approx(2 * share(small, parent), abs=1e-5)
+    assert found["predicted_ms"] == pytest.approx(found["measured_ms"], abs=1e-5)
+    assert found["times_faster"] == pytest.approx(1 / share(small, parent), abs=1e-3)
+    assert found["layers"] == [[s.heads, s.ffn] for s in small.encoder.config.layers]
+
+
+def test_a_pruned_teacher_teaches_its_hidden_states(
+    parent: NLUModel, tiny_data: NLUData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[Any] = []
+
+    def seen(*given: Any, layers: Any) -> Any:
+        taught.append(layers)
+        return hidden_states_loss(*given, layers=layers)
+
+    monkeypatch.setattr(quantized, "hidden_states_loss", seen)
+    settings: dict[str, Any] = {"speedup": 1.2, "structures": "neurons", "rounds": 1, "epochs": 1, "splices": 0}
+    pruned = keep_layers(parent, [0, 2])
+    child = StructuredPruning(**settings).apply(pruned, quiet_run(tiny_data, pruned))
+    assert taught == [[0, 1]]
+    assert survivors_of(child).layers == (0, 2)
 
 
 def test_rounds_cut_step_by_step(parent: NLUModel, tiny_data: NLUData) -> None:

@@ -32,7 +32,6 @@ from flyweight.data.splits import sample
 from flyweight.errors import ConfigError, FlyweightWarning
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import unpacked_copy
-from flyweight.model.survivors import survivors_of
 from flyweight.techniques.room import Run, check_choice, check_count, check_training, check_whole, retrained
 from flyweight.training.loop import TrainingSettings, auto_epochs
 
@@ -88,16 +87,26 @@ class StructuredPruning:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A smaller model: minutes of measuring, then a training. Interrupted, both go on from run.folder.
 
+        A copy, and a warning, where the model is as fast as target_ms already. The receipt is told what was reached.
         Errors: ConfigError for packed or masked matrices, a time that cannot be reached, or no native engine; DataError
         without training messages.
         """
         if self.speedup == 1:
             return model.copy()
-        model = unpacked_copy(model).to("cpu").eval()
+        dense, model = model, unpacked_copy(model).to("cpu").eval()
         asked = sample(run.data.validation or run.data.train, N_MEASURED)
         clock = Clock(model, [m.text for m in run.data.validation or run.data.train], self.bits, run.folder)
         times = clock.table(run.progress)
-        target = MARGIN * (1 / (self.speedup or SPEEDUP) if self.target_ms is None else self.target_ms / times.dense_ms)
+        wanted = 1 / (self.speedup or SPEEDUP) if self.target_ms is None else self.target_ms / times.dense_ms
+        if wanted >= 1:
+            warnings.warn(
+                f"structured: target_ms is {self.target_ms:g}, the model takes {times.dense_ms:.3g} ms as it is: "
+                "nothing is cut; ask for less",
+                FlyweightWarning,
+                stacklevel=2,
+            )
+            return dense.copy()
+        target = MARGIN * wanted
         drawn = np.random.default_rng(run.seed).permutation(len(run.data.train))[:N_FITTED]
         texts = [run.data.train[i].text for i in drawn]
         for number in range(1, self.rounds + 1):
@@ -107,13 +116,29 @@ class StructuredPruning:
                 self._refuse(found[0].share, times)
             last = number == self.rounds
             share = target ** (number / self.rounds)
-            shape = self._timed(found, share, clock, times) if last else _within(found, share)
+            shape = _within(found, share)
+            if last:
+                shape, reached = self._timed(found, share, clock, times)
+                run.said.update(self._reached(shape, wanted, reached, times))
             model = cut(model, blocks, shape.layers)
             model = self._trained(model, run, last)
         return model
 
-    def _timed(self, found: Sequence[Choice], target: float, clock: Clock, times: ShapeTimes) -> Choice:
-        """The best choice whose whole is fast enough, measured. A miss is said in one line, and the next is faster."""
+    def _reached(self, shape: Choice, wanted: float, measured: float, times: ShapeTimes) -> dict[str, Any]:
+        """For the receipt: milliseconds of shares of the dense model's time, and the heads x neurons that are left."""
+        shares = {"dense_ms": 1.0, "wanted_ms": wanted, "predicted_ms": shape.share, "measured_ms": measured}
+        return {
+            **{name: round(share * times.dense_ms, 5) for name, share in shares.items()},
+            "times_faster": round(1 / measured, 3),
+            "bits": self.bits,
+            "layers": [[layer.heads, layer.ffn] for layer in shape.layers if layer is not None],
+        }
+
+    def _timed(self, found: Sequence[Choice], target: float, clock: Clock, times: ShapeTimes) -> tuple[Choice, float]:
+        """The best choice whose whole is fast enough, and its measured share of the time.
+
+        A miss is said in one line, and the next is faster.
+        """
         budget, reached = target, []
         for _ in range(N_STEPS_DOWN + 1):
             shape = _within(found, budget)
@@ -130,7 +155,7 @@ class StructuredPruning:
             budget = min(budget * target / reached[-1], np.nextafter(shape.share, 0.0))
         if reached[-1] * MARGIN > target:
             self._refuse(min(reached), times)
-        return shape
+        return shape, reached[-1]
 
     def _refuse(self, share: float, times: ShapeTimes) -> None:
         """ConfigError: the fastest shape there is takes this share of the time."""
@@ -149,14 +174,12 @@ class StructuredPruning:
         epochs = auto_epochs(n_messages, TrainingSettings.batch_size, n_steps, (1, 200))
         if self.epochs is not None:
             epochs = self.epochs if last else min(epochs, self.epochs)
-        dense, kept = run.teacher.encoder, survivors_of(model)
-        alike = len(dense.layers) == len(kept.dense) and dense.config.hidden == model.encoder.config.hidden
         return retrained(
             model,
             run,
             epochs=epochs,
             learning_rate=self.learning_rate if last else BETWEEN_RATE * self.learning_rate,
-            distil="hidden" if alike and kept.layers else "logits",
+            distil="hidden" if len(model.encoder.layers) else "logits",  # embeddings alone must become other ones
             splices_each=self.splices,
         )
 
