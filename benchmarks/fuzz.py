@@ -99,7 +99,7 @@ def corpus(folder: Path, bot: Path | None) -> list[Path]:
         recipe = recipes[at % len(recipes)]
         small = compress(model, data, recipe, measure=False, progress=False) if recipe else model
         found.append(export_fly(small, folder / f"{name.replace(' ', '-')}.fly"))
-    with mock.patch("flyweight.export.fly.chosen", lambda name, form, activations: form):  # sparse, whatever is faster here
+    with mock.patch("flyweight.export.fly.chosen", lambda name, form, activations: form):  # as it is
         for packing in ("sparse int8", "sparse 16 centres in blocks"):
             found.append(export_fly(packed(like, "plain", packing), folder / f"{packing.replace(' ', '-')}.fly"))
     return found
