@@ -15,7 +15,7 @@ from cli_cases import Call, Place, cells_of
 from torch import Tensor
 
 from flyweight import demo as demo_module
-from flyweight.cli import build, show
+from flyweight.cli import build, receipts, show
 from flyweight.data.load import load_data
 from flyweight.data.messages import NLUData
 from flyweight.export.fly import save
@@ -223,3 +223,28 @@ def test_demo_uses_no_other_teacher(tiny_data: NLUData, tiny_model: NLUModel, tm
     assert refused(tiny_model, replace(tiny_data, train=tiny_data.train[:-1]), settings)
     packed = compress(tiny_model, tiny_data, [Int8()], measure=False, progress=False)
     assert refused(packed, tiny_data, settings)
+
+
+def test_lines_on_what_was_reached() -> None:
+    assert receipts.reached_lines({}) == []
+    times = {"dense_ms": 2.0, "wanted_ms": 0.66667, "predicted_ms": 0.65, "measured_ms": 0.64}
+    found = receipts.reached_lines(times | {"times_faster": 3.125, "bits": 8, "layers": [[4, 64], [0, 16]]})
+    assert found == [
+        "0.64 ms a message, wanted 0.6667, predicted 0.65; the dense model 2, so 3.12 times faster "
+        "(int8, engine, without tokenizer)",
+        "heads x neurons left, layer by layer: 4x64 0x16",
+    ]
+    found = receipts.reached_lines(times | {"times_faster": 3.125, "bits": 4, "layers": []})
+    assert "(4-bit codes, engine" in found[0]
+    assert found[1].endswith("layer by layer: no layer")
+
+
+def test_lines_on_sparse_matrices() -> None:
+    assert receipts.sparse_lines({}) == []
+    stored = {"a": "int8", "b": "sparse in blocks", "c": "int8"}
+    even = {"384 x 384, block 1, 8 bits": 0.913, "8 x 8, block 4, 8 bits": None}
+    assert receipts.sparse_lines({"stored": stored}) == ["pruned matrices stored 2 int8, 1 sparse in blocks"]
+    assert receipts.sparse_lines({"stored": stored, "break_even": even})[1] == (
+        "sparse is faster here: from 91% (384 x 384, block 1, 8 bits), never (8 x 8, block 4, 8 bits)"
+    )
+    assert len(receipts.sparse_lines({"stored": stored, "break_even": {}})) == 1

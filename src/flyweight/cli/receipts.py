@@ -1,7 +1,8 @@
-"""What `compress` prints: a table of receipts, the losses with their intervals, and notes on what is odd."""
+"""What `compress` prints: a table of receipts, losses with their intervals, what was reached, notes on what is odd."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -26,8 +27,37 @@ def print_receipts(receipts: Sequence[dict[str, Any]], tags_entities: bool, titl
     show.print_table(columns, rows, title)
     print("\n".join(losses))
     for r in receipts:
+        for line in (*reached_lines(r["reached"]), *sparse_lines(r["sparse"])):
+            print(f"{r['technique']}: {line}")
         if r["repacked"]:
             show.note(f"note: {r['technique']} packed {r['repacked']} matrices anew that had been packed before it")
+
+
+def reached_lines(reached: dict[str, Any]) -> list[str]:
+    """A line on the time that was wanted and what became of it, one on the shape; none where no time was wanted."""
+    if not reached:
+        return []
+    named = ("measured", "wanted", "predicted", "dense")
+    times = dict(zip(named, (f"{reached[f'{name}_ms']:.4g}" for name in named), strict=True))
+    weights = "int8" if reached["bits"] == 8 else f"{reached['bits']}-bit codes"
+    layers = " ".join(f"{heads}x{neurons}" for heads, neurons in reached["layers"])
+    return [
+        f"{times['measured']} ms a message, wanted {times['wanted']}, predicted {times['predicted']}; the dense model "
+        f"{times['dense']}, so {reached['times_faster']:.2f} times faster ({weights}, engine, without tokenizer)",
+        f"heads x neurons left, layer by layer: {layers or 'no layer'}",
+    ]
+
+
+def sparse_lines(sparse: dict[str, Any]) -> list[str]:
+    """A line on how many pruned matrices lie how in the file, one on the sparsity from which sparse pays by shape."""
+    lines = []
+    if sparse.get("stored"):
+        counts = Counter(sparse["stored"].values()).most_common()
+        lines.append(f"pruned matrices stored {', '.join(f'{n} {how}' for how, n in counts)}")
+    if sparse.get("break_even"):
+        even = ((k, "never" if v is None else f"from {100 * v:.0f}%") for k, v in sparse["break_even"].items())
+        lines.append(f"sparse is faster here: {', '.join(f'{share} ({shape})' for shape, share in even)}")
+    return lines
 
 
 def name_and_settings(name: str, settings: dict[str, Any]) -> str:
