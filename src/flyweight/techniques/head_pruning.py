@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flyweight.model.nlu import NLUModel
-from flyweight.model.surgery import keep_heads, unpacked_copy
+from flyweight.model.surgery import keep_heads
 from flyweight.techniques.room import (
     Run,
     check_choice,
@@ -26,9 +26,9 @@ from flyweight.techniques.room import (
     check_share,
     check_training,
     check_whole,
-    retrained,
+    cut_in_rounds,
 )
-from flyweight.training.importance import counts, head_importance, mask_gradients, most_important
+from flyweight.training.importance import counts, head_importance, most_important
 from flyweight.training.quantized import Distil
 
 
@@ -71,25 +71,14 @@ class HeadPruning:
         Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
         """
         kept = counts(sum(s.heads for s in model.encoder.config.layers), self.keep, self.step)
-        if not kept:
-            return model.copy()
-        model = unpacked_copy(model)
-        for count in kept:
-            gradients = mask_gradients(
-                model,
-                run.data.train,
-                self.n_messages,
-                loss=run.loss,
-                seed=run.seed,
-                device=run.device,
-                progress=run.progress,
-            )
-            model = keep_heads(model, most_important(head_importance(gradients), count))
-            model = retrained(
-                model,
-                run,
-                epochs=self.epochs if count == kept[-1] else self.between,
-                learning_rate=self.learning_rate,
-                distil=self.distil,
-            )
-        return model
+        return cut_in_rounds(
+            model,
+            run,
+            kept,
+            lambda now, gradients, count: keep_heads(now, most_important(head_importance(gradients), count)),
+            n_messages=self.n_messages,
+            between=self.between,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            distil=self.distil,
+        )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flyweight.model.nlu import NLUModel
-from flyweight.model.surgery import keep_neurons, unpacked_copy
+from flyweight.model.surgery import keep_neurons
 from flyweight.techniques.room import (
     Run,
     check_choice,
@@ -25,9 +25,9 @@ from flyweight.techniques.room import (
     check_share,
     check_training,
     check_whole,
-    retrained,
+    cut_in_rounds,
 )
-from flyweight.training.importance import counts, mask_gradients, most_important, neuron_importance
+from flyweight.training.importance import counts, most_important, neuron_importance
 from flyweight.training.quantized import Distil
 
 
@@ -70,25 +70,14 @@ class NeuronPruning:
         Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
         """
         kept = counts(sum(s.ffn for s in model.encoder.config.layers), self.keep, self.step)
-        if not kept:
-            return model.copy()
-        model = unpacked_copy(model)
-        for count in kept:
-            gradients = mask_gradients(
-                model,
-                run.data.train,
-                self.n_messages,
-                loss=run.loss,
-                seed=run.seed,
-                device=run.device,
-                progress=run.progress,
-            )
-            model = keep_neurons(model, most_important(neuron_importance(gradients), count))
-            model = retrained(
-                model,
-                run,
-                epochs=self.epochs if count == kept[-1] else self.between,
-                learning_rate=self.learning_rate,
-                distil=self.distil,
-            )
-        return model
+        return cut_in_rounds(
+            model,
+            run,
+            kept,
+            lambda now, gradients, count: keep_neurons(now, most_important(neuron_importance(gradients), count)),
+            n_messages=self.n_messages,
+            between=self.between,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            distil=self.distil,
+        )

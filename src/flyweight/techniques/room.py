@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
+from flyweight.model.surgery import unpacked_copy
+from flyweight.training.importance import MaskGradients, mask_gradients
 from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Loss, labels_loss
 from flyweight.training.pruning import AUTO_STEPS as PRUNING_STEPS
@@ -121,6 +123,46 @@ def pruned(
         n_steps=PRUNING_STEPS,
         while_training=lambda n_steps: Pruner(matrices, replace(plan, n_steps=n_steps)).while_training,
     )
+
+
+def cut_in_rounds(
+    model: NLUModel,
+    run: Run,
+    kept: Sequence[int],
+    cut: Callable[[NLUModel, MaskGradients, int], NLUModel],
+    *,
+    n_messages: int,
+    between: int,
+    epochs: int | None,
+    learning_rate: float,
+    distil: Distil,
+) -> NLUModel:
+    """A smaller model: for each count of units kept, score on training messages, cut, train.
+
+    cut(model, gradients of its masks, count) -> a model; between: epochs after each round but the last.
+    Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
+    """
+    if not kept:
+        return model.copy()
+    model = unpacked_copy(model)
+    for count in kept:
+        gradients = mask_gradients(
+            model,
+            run.data.train,
+            n_messages,
+            loss=run.loss,
+            seed=run.seed,
+            device=run.device,
+            progress=run.progress,
+        )
+        model = retrained(
+            cut(model, gradients, count),
+            run,
+            epochs=epochs if count == kept[-1] else between,
+            learning_rate=learning_rate,
+            distil=distil,
+        )
+    return model
 
 
 def technique(table: dict[str, type[Technique]], name: str, settings: dict[str, Any]) -> Technique:
