@@ -356,7 +356,6 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
             for name in ("heads", "neurons", "swap", "tune")
             for v in (1, 0, None, "yes")
         ),
-        ({"heads": False, "neurons": False}, "neurons", "allowed: true"),
         *(
             ({"n_messages": v}, "n_messages", "allowed: a whole number from 1 to 100000")
             for v in (0, 100_001, 16.0, None, True)

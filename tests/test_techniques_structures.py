@@ -220,5 +220,19 @@ def test_without_messages_that_tell(tiny_data: NLUData, tiny_model: NLUModel) ->
     for room in (HeadPruning(epochs=0), NeuronPruning(epochs=0)):
         with pytest.raises(DataError, match=r"^no labelled message; "):
             room.apply(tiny_model, quiet_run(bare, tiny_model))
-    with pytest.raises(DataError, match=r"^no validation messages; "):
+    with pytest.raises(DataError, match=r"^no validation messages and no training messages; "):
         LayerPruning(epochs=0).apply(tiny_model, quiet_run(bare, tiny_model))
+    unlabelled = replace(bare, validation=tuple(replace(m, intent=None, entities=()) for m in tiny_data.validation))
+    with pytest.raises(DataError, match=r"^no labelled message; [^\n]* the loss of the labels "):
+        LayerPruning(epochs=0, cost="loss").apply(tiny_model, quiet_run(unlabelled, tiny_model))
+
+
+@pytest.mark.parametrize("cost", ["agreement", "loss"])
+def test_without_validation_messages_layers_are_measured_on_those_of_training(
+    cost: Any, tiny_data: NLUData, tiny_model: NLUModel
+) -> None:
+    model, room = random_model(tiny_model, layers=((3, 37),) * 3), LayerPruning(keep=2, cost=cost, epochs=0)
+    without = replace(tiny_data, validation=())
+    both = replace(tiny_data, validation=tiny_data.train)
+    found, wanted = (room.apply(model, quiet_run(data, model)) for data in (without, both))
+    assert same_bits(found, wanted, [m.text for m in tiny_data.test])

@@ -108,7 +108,7 @@ class Recipe:
             twice = [key for key in keys if keys.count(key) > 1]
             if twice:
                 raise ConfigError(f"technique '{word}': '{twice[0]}' is given twice; give each setting once")
-            wrong = [key for key, equals, _ in pairs if not equals]
+            wrong = [key for key, _, text in pairs if not text]
             if wrong:
                 raise ConfigError(f"technique '{word}': '{wrong[0]}' has no value; write {name}:setting=value,...")
             techniques.append(technique(TECHNIQUES, name, {key: _value(text) for key, _, text in pairs}))

@@ -4,11 +4,12 @@
     cost: agreement   mean KL(model before || model) of intents, and of tags, on validation messages
           loss        mean CE(intents) + mean CE(tags) of the labelled validation messages
 
-What is tried is run: n + (n - 1) + ... passes over the validation messages. With distil=hidden each layer left learns
+What is tried is run: n + (n - 1) + ... passes over the validation messages, or, where there are none, over those of
+training. With distil=hidden each layer left learns
 what the model before gave to the next one that is left, the last one what the last one gave there.
 
-Changes: a layer of n is a 1/n of encoder weights and time, in any form. Needs: validation messages; training messages
-to learn from. Gives up: depth; a few layers of twelve are free, below half much must be learnt again.
+Changes: a layer of n is a 1/n of encoder weights and time, in any form. Needs: messages, labelled ones for cost=loss.
+Gives up: depth; a few layers of twelve are free, below half much must be learnt again.
 Before single weights are pruned and before packing.
 Sources: Fan et al. 2019, LayerDrop, arXiv:1909.11556; Sajjad et al. 2020, arXiv:2004.03844 (which layers to drop).
 """
@@ -69,8 +70,8 @@ class LayerPruning:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A model with fewer layers. Interrupted, its trainings go on from run.folder.
 
-        Errors: ConfigError for packed or masked matrices; DataError without validation messages, or where nothing can
-        be learnt from.
+        Errors: ConfigError for packed or masked matrices; DataError without messages, or where nothing can be learnt
+        from.
         """
         n_layers = len(model.encoder.layers)
         keep = (n_layers + 1) // 2 if self.keep is None else self.keep
@@ -95,9 +96,12 @@ class LayerPruning:
 
     def _cost(self, model: NLUModel, run: Run) -> Callable[[NLUModel], float]:
         """What models cut out of `model` are compared by, the lower the better. Errors: DataError."""
-        messages = run.data.validation
+        messages = run.data.validation or run.data.train
         if not messages:
-            raise DataError("no validation messages", allowed="layer_pruning measures on them which layer to drop")
+            raise DataError(
+                "no validation messages and no training messages",
+                allowed="layer_pruning measures on them which layer to drop",
+            )
         if self.cost == "loss":
             labelled = [m for _, m in representative(model, messages, len(messages), run.seed)]
             return lambda cut: mean_loss(cut, labelled)

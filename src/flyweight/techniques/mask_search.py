@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from flyweight.analyse.shapes import Clock
+from flyweight.errors import ConfigError
 from flyweight.model.encoder import LayerShape
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import keep_heads, keep_neurons, unpacked_copy
@@ -54,7 +55,11 @@ class MaskSearch:
         check_share("mask_search", "keep", self.keep)
         check_choice("mask_search", "cost", self.cost, ("flops", "ms"))
         check_choice("mask_search", "heads", self.heads, (True, False))
-        check_choice("mask_search", "neurons", self.neurons, (True, False) if self.heads else (True,))
+        check_choice("mask_search", "neurons", self.neurons, (True, False))
+        if not (self.heads or self.neurons):
+            raise ConfigError(
+                "mask_search: heads and neurons are both False; allowed: true for one of them, or for both"
+            )
         check_choice("mask_search", "swap", self.swap, (True, False))
         check_choice("mask_search", "tune", self.tune, (True, False))
         check_whole("mask_search", "n_messages", self.n_messages, 1, 100_000)

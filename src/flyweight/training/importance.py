@@ -140,7 +140,10 @@ def representative(model: NLUModel, messages: Sequence[Message], n: int, seed: i
         if message.intent is not None or (message.entities and model.tag_head is not None):
             groups[message.intent].append((i, message))
     if not groups:
-        raise DataError("no labelled message", allowed="importance needs at least one, of an intent of the model")
+        raise DataError(
+            "no labelled message",
+            allowed="what the loss of the labels decides needs at least one, of an intent of the model",
+        )
     rng = np.random.default_rng(seed)
     names = [list(groups)[i] for i in rng.permutation(len(groups))]
     drawn = [[groups[name][i] for i in rng.permutation(len(groups[name]))] for name in names]
