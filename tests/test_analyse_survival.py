@@ -14,12 +14,13 @@ from random_models import random_model
 
 from flyweight.analyse.survival import Survival, draw, neuron_bins, strengths, survival
 from flyweight.cli.survival import lines
-from flyweight.errors import CheckpointError, ConfigError
+from flyweight.errors import ArtifactError, CheckpointError, ConfigError
 from flyweight.export.fly import save
 from flyweight.model.encoder import LayerShape
 from flyweight.model.nlu import NLUModel
+from flyweight.model.slicing import keep_hidden
 from flyweight.model.surgery import keep_heads, keep_layers, keep_neurons
-from flyweight.model.survivors import Survivors, survivors_of
+from flyweight.model.survivors import Survivors, fingerprint, survivors_of
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,64 @@ def test_survivors_in_json(pruned: NLUModel) -> None:
         {"neurons": ["zz", "0"]},
         {"dense": [[1]]},
         {"layers": ["x", 1]},
+        {"layers": [-1, 2]},
+        {"layers": [2, 0]},
+        {"layers": [0, 0]},
+        {"layers": [0, True]},
+        {"layers": {"0": 0, "2": 2}},
+        {"dense": [[10**12, 10**12]] * 3},
+        {"dense": [[4, 40]] * 100_000},
+        {"heads": ["-3", "0"]},
+        {"heads": ["0xa", "0"]},
+        {"heads": ["a", "0", "0"]},
+        {"heads": "a0"},
+        {"neurons": ["f" * 10_000_000, "0"]},
+        {"neurons": [10, 10]},
+        {"fingerprint": "x"},
+        {"fingerprint": 3},
     ],
 )
 def test_broken_survivors_are_refused(pruned: NLUModel, wrong: dict[str, Any]) -> None:
     fields = survivors_of(pruned).to_dict() | wrong if wrong else {}
     with pytest.raises(CheckpointError, match=r"^what survived the pruning "):
         Survivors.from_dict(fields)
+
+
+def test_survivors_that_are_not_the_models(pruned: NLUModel, tmp_path: Path) -> None:
+    other = pruned.copy()
+    other.card.survivors = survivors_of(pruned).to_dict() | {"heads": ["8", "0"]}
+    with pytest.raises(CheckpointError, match=r"^what survived the pruning is of a model with other heads"):
+        survivors_of(other)
+    for path, error in ((tmp_path / "m", CheckpointError), (tmp_path / "m.fly", ArtifactError)):
+        with pytest.raises(
+            error, match=r"m(\.fly)?: what survived the pruning is of a model with other heads"
+        ) as found:
+            survival(save(other, path))
+        assert "\n" not in str(found.value)
+    for wrong in ([], "x", {}, {"dense": [[10**12, 10**12]], "layers": [], "heads": [], "neurons": []}):
+        other.card.survivors = wrong  # type: ignore[assignment]
+        with pytest.raises(ArtifactError, match=r"m\.fly: what survived the pruning is "):
+            survival(save(other, tmp_path / "m.fly"))
+
+
+def test_a_parent_with_other_weights(dense: NLUModel, pruned: NLUModel, tmp_path: Path) -> None:
+    assert survivors_of(pruned).fingerprint == fingerprint(dense)
+    assert survivors_of(dense).fingerprint == ""
+    file = save(pruned, tmp_path / "m.fly")
+    assert survival(file, NLUModel.load(save(dense, tmp_path / "dense"))).strengths is not None
+    other = random_model(dense, layers=((4, 40), (4, 40), (2, 8)), seed=1)
+    assert fingerprint(other) != fingerprint(dense)
+    with pytest.raises(
+        ConfigError, match=r"^the parent has the shape but not the weights of the model that .* was cut"
+    ):
+        survival(file, other)
+
+
+def test_a_narrowed_model_keeps_its_dense_one(dense: NLUModel, tmp_path: Path) -> None:
+    narrow = keep_hidden(dense, range(20), dense.tokenizer.encode_batch(["hello bot", "thank you"]))
+    with pytest.raises(ConfigError, match=r"has all its heads, neurons and layers"):
+        survival(save(narrow, tmp_path / "m.fly"))
+    assert survival(save(keep_layers(narrow, [0]), tmp_path / "m.fly"), dense).survivors.layers == (0,)
 
 
 def test_a_whole_model_has_all(dense: NLUModel) -> None:

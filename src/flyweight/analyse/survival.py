@@ -19,10 +19,12 @@ import numpy as np
 
 from flyweight.analyse.heat_map import panel
 from flyweight.artifact import read
-from flyweight.errors import ConfigError, MissingExtraError
+from flyweight.errors import ArtifactError, CheckpointError, ConfigError, MissingExtraError
+from flyweight.model.encoder import LayerShape
 from flyweight.model.nlu import NLUModel
-from flyweight.model.survivors import Survivors
+from flyweight.model.survivors import Survivors, fingerprint, fitting
 from flyweight.runtime.parser import find
+from flyweight.runtime.parts import check_model
 
 BINS = 32  # in which neurons are shown
 HEADS, NEURONS = "heads", "neurons"
@@ -68,16 +70,18 @@ class Survival:
 
 
 def survival(path: Path, parent: NLUModel | None = None) -> Survival:
-    """Of a model folder or a .fly file. Errors: ConfigError where nothing was cut, or the parent has another shape."""
-    card = (
-        NLUModel.load(path).card.survivors if path.is_dir() else read(find(path)).manifest["lineage"].get("survivors")
-    )
-    if card is None:
+    """Of a model folder or a .fly file.
+
+    Errors: ConfigError where nothing was cut, or for another parent than the model was cut from; CheckpointError,
+    ArtifactError where what survived is written wrongly.
+    """
+    card, layers = _of_folder(path) if path.is_dir() else _of_file(find(path))
+    found = None if card is None else _fitting(path, card, layers)
+    if found is None or found.shapes() == found.dense:
         raise ConfigError(
             f"{path} has all its heads, neurons and layers; give a model made by a structural technique, such as "
             "compress --technique structured"
         )
-    found = Survivors.from_dict(card)
     if parent is None:
         return Survival(found)
     if parent.encoder.config.layers != found.dense:
@@ -85,7 +89,34 @@ def survival(path: Path, parent: NLUModel | None = None) -> Survival:
             f"the parent has {_shape(parent.encoder.config.layers)} heads x neurons, {path} was cut from "
             f"{_shape(found.dense)}; give the dense model that it was made of"
         )
+    if found.fingerprint and fingerprint(parent) != found.fingerprint:
+        raise ConfigError(
+            f"the parent has the shape but not the weights of the model that {path} was cut from; give that one: "
+            "another training's heads and neurons have nothing to do with these"
+        )
     return Survival(found, strengths(parent))
+
+
+Left = tuple[dict[str, Any] | None, tuple[LayerShape, ...]]  # what the card says survived, and the layers there are
+
+
+def _of_folder(path: Path) -> Left:
+    model = NLUModel.load(path)
+    return model.card.survivors, model.encoder.config.layers
+
+
+def _of_file(path: Path) -> Left:
+    artifact = read(path)
+    layers = (LayerShape(heads=s["heads"], ffn=s["ffn"]) for s in check_model(artifact)["layers"])
+    return artifact.manifest["lineage"].get("survivors"), tuple(layers)
+
+
+def _fitting(path: Path, card: dict[str, Any], layers: tuple[LayerShape, ...]) -> Survivors:
+    """Errors: CheckpointError of a folder, ArtifactError of a file."""
+    try:
+        return fitting(card, layers)
+    except CheckpointError as error:
+        raise (CheckpointError if path.is_dir() else ArtifactError)(f"{path}: {error}") from error
 
 
 def strengths(dense: NLUModel) -> dict[str, list[np.ndarray]]:

@@ -24,6 +24,7 @@ from flyweight.errors import ConfigError
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.model.surgery import unpacked_copy
+from flyweight.model.survivors import before_cut
 from flyweight.tokenizer import Encoded
 
 DAMP = 1e-4  # of the mean square, added to every square
@@ -47,6 +48,7 @@ def sliced(model: NLUModel, write: Tensor, encoded: Sequence[Encoded]) -> NLUMod
     """
     found = unpacked_copy(model).to("cpu").eval()
     dense = found.copy()
+    found.card.survivors = before_cut(model).to_dict()  # heads and neurons are still those of the model as it was
     ids, mask = pad([e.ids for e in encoded])
     states = [y for _, y in _states(dense, ids, mask)]  # each (tokens, D)
     _write(found, write)

@@ -24,7 +24,7 @@ from flyweight.errors import ConfigError
 from flyweight.model.encoder import LayerShape
 from flyweight.model.linear import Embedding, Linear
 from flyweight.model.nlu import NLUModel
-from flyweight.model.survivors import survivors_of
+from flyweight.model.survivors import before_cut
 from flyweight.tokenizer import Tokenizer
 from flyweight.tokenizer.shrink import shrunk
 
@@ -33,7 +33,7 @@ Kept = Mapping[int, Sequence[int]]  # layer -> indices kept, in any order; layer
 
 def keep_heads(model: NLUModel, kept: Kept) -> NLUModel:
     """A new model with these heads only. Errors: ConfigError for packed matrices and for indices that are no heads."""
-    model = unpacked_copy(model)
+    model, survivors = unpacked_copy(model), before_cut(model)
     for i, heads in _checked(model, kept, [s.heads for s in model.encoder.config.layers], "head").items():
         attention = model.encoder.layers[i].attention
         d = attention.head_size
@@ -44,26 +44,26 @@ def keep_heads(model: NLUModel, kept: Kept) -> NLUModel:
         if attention.relative_bias is not None:
             attention.relative_bias = _parameter(attention.relative_bias, 1, heads)
         attention.heads = len(heads)
-    model.card.survivors = survivors_of(model).with_heads(kept).to_dict()
+    model.card.survivors = survivors.with_heads(kept).to_dict()
     return reshaped(model)
 
 
 def keep_neurons(model: NLUModel, kept: Kept) -> NLUModel:
     """A new model with these FFN neurons only. Errors: ConfigError as in keep_heads."""
-    model = unpacked_copy(model)
+    model, survivors = unpacked_copy(model), before_cut(model)
     for i, neurons in _checked(model, kept, [s.ffn for s in model.encoder.config.layers], "neuron").items():
         ffn = model.encoder.layers[i].ffn
         ffn.up, ffn.down = kept_rows(ffn.up, neurons), kept_columns(ffn.down, neurons)
-    model.card.survivors = survivors_of(model).with_neurons(kept).to_dict()
+    model.card.survivors = survivors.with_neurons(kept).to_dict()
     return reshaped(model)
 
 
 def keep_layers(model: NLUModel, kept: Sequence[int]) -> NLUModel:
     """A new model with these layers only, in their old order. Errors: ConfigError as in keep_heads."""
-    model = unpacked_copy(model)
+    model, survivors = unpacked_copy(model), before_cut(model)
     layers = _indices(kept, len(model.encoder.layers), "layer", "the model").tolist()
     model.encoder.layers = nn.ModuleList(model.encoder.layers[i] for i in layers)  # type: ignore[assignment]
-    model.card.survivors = survivors_of(model).with_layers(layers).to_dict()
+    model.card.survivors = survivors.with_layers(layers).to_dict()
     return reshaped(model)
 
 

@@ -1,13 +1,16 @@
 """Which layers, heads and neurons of the dense model are still there: what pruning writes down as it cuts.
 
-Indices are those of the dense model, the first one that was pruned. In JSON a layer's heads and neurons are bits,
-lowest first, as one hexadecimal number: 384 digits for 1,536 neurons.
+Indices are those of the dense model, the first one that was pruned, which a fingerprint of its layers' matrices names.
+In JSON a layer's heads and neurons are bits, lowest first, as one hexadecimal number: 384 digits for 1,536 neurons.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from flyweight.errors import CheckpointError
@@ -15,16 +18,22 @@ from flyweight.model.encoder import EncoderConfig, LayerShape
 from flyweight.model.nlu import NLUModel
 
 Indices = tuple[int, ...]
+MAX_LAYERS, MAX_HEADS, MAX_NEURONS = 1_000, 10_000, 1_000_000  # far beyond any encoder: what is written is not trusted
+WRONG = "what survived the pruning"
 
 
 @dataclass(frozen=True)
 class Survivors:
-    """dense: shapes of the dense model's layers; layers: those kept, and of each of them its heads and neurons."""
+    """dense: shapes of the dense model's layers; layers: those kept, and of each of them its heads and neurons.
+
+    fingerprint: of the dense model's weights, see `fingerprint`; empty where nothing was cut yet.
+    """
 
     dense: tuple[LayerShape, ...]
     layers: Indices
     heads: tuple[Indices, ...]
     neurons: tuple[Indices, ...]
+    fingerprint: str = ""
 
     @classmethod
     def all_of(cls, config: EncoderConfig) -> Survivors:
@@ -53,6 +62,10 @@ class Survivors:
         at = self.layers.index(layer)
         return self.heads[at], self.neurons[at]
 
+    def shapes(self) -> tuple[LayerShape, ...]:
+        """Of the layers that are left."""
+        return tuple(LayerShape(heads=len(h), ffn=len(n)) for h, n in zip(self.heads, self.neurons, strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {
@@ -60,30 +73,61 @@ class Survivors:
             "layers": list(self.layers),
             "heads": [_bits(found) for found in self.heads],
             "neurons": [_bits(found) for found in self.neurons],
+            "fingerprint": self.fingerprint,
         }
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Survivors:
-        """The inverse of `to_dict`. Errors: CheckpointError."""
+        """The inverse of `to_dict`. Errors: CheckpointError for what no cut can have written."""
         try:
-            dense = tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in fields["dense"])
-            layers = tuple(int(i) for i in fields["layers"])
-            heads, neurons = (tuple(_indices(text) for text in fields[name]) for name in ("heads", "neurons"))
-            fits = len(layers) == len(heads) == len(neurons) and all(
-                max(h, default=-1) < dense[i].heads and max(n, default=-1) < dense[i].ffn
-                for i, h, n in zip(layers, heads, neurons, strict=True)
+            dense = tuple(
+                LayerShape(heads=_whole(heads, MAX_HEADS), ffn=_whole(ffn, MAX_NEURONS))
+                for heads, ffn in _list(fields["dense"])
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CheckpointError(f"what survived the pruning is written wrongly ({error!r})") from error
-        if not fits:
-            raise CheckpointError("what survived the pruning does not fit the dense model's shape")
-        return cls(dense, layers, heads, neurons)
+            layers = tuple(_whole(i, len(dense) - 1) for i in _list(fields["layers"]))
+            if any(i >= j for i, j in pairwise(layers)):
+                raise ValueError(f"layers {list(layers)} do not ascend")
+            sizes = [(dense[i].heads, dense[i].ffn) for i in layers]
+            heads, neurons = (
+                tuple(_indices(text, size[of]) for text, size in zip(_list(fields[name]), sizes, strict=True))
+                for of, name in enumerate(("heads", "neurons"))
+            )
+            found = fields.get("fingerprint", "")
+            if not re.fullmatch(r"([0-9a-f]{16})?", found):
+                raise ValueError(f"fingerprint {found[:20]!r}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{WRONG} is written wrongly ({error!r}); make the model anew") from error
+        return cls(dense, layers, heads, neurons, found)
 
 
 def survivors_of(model: NLUModel) -> Survivors:
-    """What the model's card says; all of its own, where nothing was removed yet."""
-    found = model.card.survivors
-    return Survivors.all_of(model.encoder.config) if found is None else Survivors.from_dict(found)
+    """What the model's card says; all of its own, where nothing was removed yet. Errors: CheckpointError."""
+    if model.card.survivors is None:
+        return Survivors.all_of(model.encoder.config)
+    return fitting(model.card.survivors, model.encoder.config.layers)
+
+
+def fitting(card: dict[str, Any], layers: Sequence[LayerShape]) -> Survivors:
+    """Survivors as a card says them, of a model with such layers. Errors: CheckpointError where it has others."""
+    found = Survivors.from_dict(card)
+    if found.shapes() != tuple(layers):
+        raise CheckpointError(f"{WRONG} is of a model with other heads, neurons or layers; make the model anew")
+    return found
+
+
+def before_cut(model: NLUModel) -> Survivors:
+    """As `survivors_of`, with the fingerprint of the model where it is the first one that is cut."""
+    found = survivors_of(model)
+    return found if model.card.survivors is not None else replace(found, fingerprint=fingerprint(model))
+
+
+def fingerprint(model: NLUModel) -> str:
+    """16 digits of the SHA-256 of its layers' matrices: Wq, Wk, Wv, Wo, W1, W2, layer by layer."""
+    found = hashlib.sha256()
+    for layer in model.encoder.layers:
+        for matrix in (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down):
+            found.update(matrix.weight.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _cut(now: tuple[Indices, ...], kept: Mapping[int, Sequence[int]]) -> tuple[Indices, ...]:
@@ -94,6 +138,23 @@ def _bits(indices: Sequence[int]) -> str:
     return f"{sum(1 << i for i in indices):x}"
 
 
-def _indices(text: str) -> Indices:
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MAX_LAYERS:
+        raise ValueError(f"no list of at most {MAX_LAYERS} layers")
+    return value
+
+
+def _whole(value: object, highest: int) -> int:
+    if type(value) is not int or not 0 <= value <= highest:
+        raise ValueError(f"{str(value)[:20]} is no whole number from 0 to {highest}")
+    return value
+
+
+def _indices(text: object, size: int) -> Indices:
+    """Of the bits of a hexadecimal number, `size` at most."""
+    if not isinstance(text, str) or len(text) > size // 4 + 1 or not re.fullmatch("[0-9a-f]+", text):
+        raise ValueError(f"{str(text)[:20]!r} is no hexadecimal number of {size} bits")
     bits = int(text, 16)
+    if bits >> size:
+        raise ValueError(f"bit {bits.bit_length() - 1} of {size}")
     return tuple(i for i in range(bits.bit_length()) if bits >> i & 1)
