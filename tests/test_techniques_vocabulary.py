@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from random_models import all_logits, quiet_run, random_model, same_bits
 from tokenizer_cases import EDGES, TEXTS, UNIGRAM_TEXTS, added, changed, roberta, small, unigram, with_tokens
 
 from flyweight.data.messages import NLUData
-from flyweight.errors import ConfigError, DataError
+from flyweight.errors import ConfigError, DataError, FlyweightWarning
 from flyweight.export.fly import save
 from flyweight.model.nlu import NLUModel
 from flyweight.model.small import train_tokenizer
@@ -273,6 +274,20 @@ def test_refusals(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     bare = replace(tiny_data, train=(), validation=(), synonyms={})
     with pytest.raises(DataError, match=r"^no training messages; vocabulary needs at least one, labelled or not$"):
         Vocabulary(common=0).apply(tiny_model, quiet_run(bare, tiny_model))
+
+
+def test_where_all_tokens_are_common_none_goes_and_it_is_said(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    n, run = tiny_model.encoder.config.vocab_size, quiet_run(tiny_data, tiny_model)
+    for common in (n, 10_000):
+        words = f"^vocabulary: the model has {n} tokens, common is {common}: none goes; give a lower common$"
+        with pytest.warns(FlyweightWarning, match=words) as said:
+            child = Vocabulary(common=common).apply(tiny_model, run)
+        assert len(said) == 1
+        assert same_bits(child, tiny_model, [m.text for m in tiny_data.test])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Vocabulary(common=n - 1).apply(tiny_model, run)
+        Vocabulary(common=10_000_000).apply(tiny_model, run)  # wanted so
 
 
 def test_heads_and_tokens_go_in_any_order(tiny_data: NLUData, tiny_model: NLUModel) -> None:

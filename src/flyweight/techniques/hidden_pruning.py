@@ -9,8 +9,9 @@ the dense model 0.14 nats against 0.27; at 192 0.32 against 0.63.
 
 Changes: every matrix gets fewer rows or columns, embeddings too: smaller file, faster in any form. Needs: training
 messages. Gives up: not exact even for numbers that carry nothing, since LayerNorm does not rotate; the hidden states
-are other ones, so that only logits can be learnt from the dense model afterwards. Before heads, neurons or layers, and
-before packing.
+are other ones, so that only logits can be learnt from the dense model afterwards: a room that is to learn hidden states
+says so in one line, and goes on. After heads, neurons or layers, which still learn them; before single weights are
+pruned and before packing.
 Source: SliceGPT, Ashkboos et al. 2024, arXiv:2401.15024 (theirs is exact before cutting: RMSNorm, before the block).
 """
 

@@ -14,12 +14,13 @@ Source: Abdaoui et al. 2020, Load What You Need, arXiv:2010.05609 (tokens of lan
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flyweight.data.messages import NLUData
-from flyweight.errors import DataError
+from flyweight.errors import DataError, FlyweightWarning
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import keep_tokens
 from flyweight.techniques.room import Run, check_whole
@@ -46,9 +47,19 @@ class Vocabulary:
         check_whole("vocabulary", "common", self.common, 0, MOST)
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
-        """A model with fewer word rows. Errors: ConfigError for packed matrices and odd tokenizers; DataError."""
+        """A model with fewer word rows; a copy, and a warning, where the base has no more tokens than `common`.
+
+        Errors: ConfigError for packed matrices and odd tokenizers; DataError.
+        """
         n_rows = model.encoder.config.vocab_size
         if self.common >= n_rows:
+            if self.common < MOST:
+                warnings.warn(
+                    f"vocabulary: the model has {n_rows} tokens, common is {self.common}: none goes; "
+                    "give a lower common",
+                    FlyweightWarning,
+                    stacklevel=2,
+                )
             return model.copy()
         texts = domain_texts(run.data)
         if not texts:
