@@ -69,8 +69,8 @@ QUANTIZED: dict[str, Entry] = {
 SPARSITIES = (50, 70, 80, 90)  # percent
 BLOCKS = {"shape": "1x4", "sparsity": 0.8}
 PRUNED: dict[str, Technique] = {
-    **{f"magnitude {p}%": fw.Magnitude(sparsity=p / 100) for p in SPARSITIES},
-    **{f"movement {p}%": fw.Movement(sparsity=p / 100) for p in SPARSITIES},
+    **{f"magnitude {p}%": fw.Magnitude(sparsity=p / 100, shape="unstructured") for p in SPARSITIES},
+    **{f"movement {p}%": fw.Movement(sparsity=p / 100, shape="unstructured") for p in SPARSITIES},
     **{f"1x4 {p}%": fw.Magnitude(sparsity=p / 100, shape="1x4") for p in SPARSITIES},
     "1x4 80%, movement": fw.Movement(**BLOCKS),
     "1x4 80%, soft movement": fw.Movement(mode="soft", **BLOCKS),
@@ -125,7 +125,7 @@ CHAINS = {
     f"deep compression {share}%, {bits} bits": Entry(
         (
             fw.Vocabulary(),
-            fw.Magnitude(sparsity=share / 100),
+            fw.Magnitude(sparsity=share / 100, shape="unstructured"),
             fw.TrainedCodes(encoder=2**bits, embeddings=16, heads=256),
         )
     )

@@ -90,7 +90,15 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "magnitude": [
         {"epochs": 1},
         {"epochs": 0, "schedule": "one-shot", "shape": "1x4", "sparsity": 0.6},
-        {"epochs": 2, "schedule": "iterative", "scope": "global", "sparsity": 0.9, "heads": True, "distil": None},
+        {
+            "epochs": 2,
+            "shape": "unstructured",
+            "schedule": "iterative",
+            "scope": "global",
+            "sparsity": 0.9,
+            "heads": True,
+            "distil": None,
+        },
         {"epochs": 1, "schedule": "one-shot", "shape": "2:4", "distil": "logits", "learning_rate": 0.001},
         {"epochs": 1, "shape": "1x4", "scope": "global", "sparsity": 0.3},
     ],
@@ -98,7 +106,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"epochs": 1},
         {"epochs": 2, "shape": "1x4", "sparsity": 0.7, "heads": True, "distil": None},
         {"epochs": 1, "shape": "3:5", "distil": "logits", "learning_rate": 0.001},
-        {"epochs": 3, "mode": "soft", "sparsity": 0.5},
+        {"epochs": 3, "mode": "soft", "shape": "unstructured", "sparsity": 0.5},
     ],
     "hidden_pruning": [
         {"epochs": 1},
@@ -638,7 +646,7 @@ def pruned_form(settings: dict[str, Any], part: str, mask: np.ndarray) -> dict[s
     """The claim of a pruning room on a matrix that is not empty: survivors as floats, a bit for each weight or four."""
     if part == "embeddings" or (part == "heads" and not settings.get("heads", False)):
         return claimed_form("codebook", {part: None}, part, False)
-    block = 4 if settings.get("shape") == "1x4" else 1
+    block = 4 if settings.get("shape", "1x4") == "1x4" else 1
     sizes = {"mask": lambda r, c: r * -(-c // (8 * block)), "values": lambda r, c: 4 * int(mask.sum())}
     return {"form": "sparse", "block": block, "values": {"form": "float32"}, "activations": "float", "bytes": sizes}
 

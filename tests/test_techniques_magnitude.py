@@ -42,10 +42,10 @@ from flyweight.training.quantized import taught_data
 
 ONCE: dict[str, Any] = {"schedule": "one-shot", "epochs": 0}
 ROOMS: list[Technique] = [
-    Magnitude(epochs=2, sparsity=0.7),
-    Magnitude(epochs=2, sparsity=0.7, schedule="iterative", scope="global", distil=None),
+    Magnitude(shape="unstructured", epochs=2, sparsity=0.7),
+    Magnitude(shape="unstructured", epochs=2, sparsity=0.7, schedule="iterative", scope="global", distil=None),
     Movement(epochs=2, sparsity=0.7, shape="1x4"),
-    Movement(epochs=2, sparsity=0.7, mode="soft", distil="logits"),
+    Movement(shape="unstructured", epochs=2, sparsity=0.7, mode="soft", distil="logits"),
 ]
 
 
@@ -64,7 +64,7 @@ def blocks_of(mask: np.ndarray) -> np.ndarray:
 
 def test_without_training_the_smallest_weights_of_each_matrix_go(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     parent = variant(tiny_model, "cut")
-    child = Magnitude(sparsity=0.7, **ONCE).apply(parent, quiet_run(tiny_data, parent))
+    child = Magnitude(shape="unstructured", sparsity=0.7, **ONCE).apply(parent, quiet_run(tiny_data, parent))
     for (name, a, part), (_, b, _) in zip(parent.matrices(), child.matrices(), strict=True):
         w = a.weight.detach().numpy()
         if part != "encoder" or not w.size:
@@ -83,7 +83,9 @@ def test_globally_large_matrices_keep_more(tiny_data: NLUData, tiny_model: NLUMo
     parent = variant(tiny_model, "plain")
     with torch.no_grad():
         parent.encoder.layers[0].ffn.up.weight *= 10
-    found = encoder_masks(Magnitude(scope="global", **ONCE).apply(parent, quiet_run(tiny_data, parent)))
+    found = encoder_masks(
+        Magnitude(shape="unstructured", scope="global", **ONCE).apply(parent, quiet_run(tiny_data, parent))
+    )
     total = sum(m.size for m in found.values())
     assert sum(int(m.sum()) for m in found.values()) == round((1 - 0.8) * total)
     assert found["layers.0.ffn.up"].mean() > 0.5
@@ -93,7 +95,9 @@ def test_globally_large_matrices_keep_more(tiny_data: NLUData, tiny_model: NLUMo
 @pytest.mark.parametrize("heads", [False, True])
 def test_heads_go_only_where_wanted_and_embeddings_never(heads: bool, tiny_data: NLUData, tiny_model: NLUModel) -> None:
     parent = variant(tiny_model, "pooler")
-    found = encoder_masks(Magnitude(heads=heads, **ONCE).apply(parent, quiet_run(tiny_data, parent)))
+    found = encoder_masks(
+        Magnitude(shape="unstructured", heads=heads, **ONCE).apply(parent, quiet_run(tiny_data, parent))
+    )
     assert ({"heads.pooler", "heads.intent", "heads.tags"} <= set(found)) == heads
     assert not any(name.startswith("embeddings.words") or name.startswith("embeddings.pos") for name in found)
 
@@ -153,7 +157,7 @@ def test_no_epoch_before_the_last_mask_is_the_best_one(
 
     monkeypatch.setattr(quantized, "fit", watched)
     parent = variant(tiny_model, "plain")
-    child = Magnitude(epochs=10, sparsity=0.9).apply(parent, quiet_run(tiny_data, parent))
+    child = Magnitude(shape="unstructured", epochs=10, sparsity=0.9).apply(parent, quiet_run(tiny_data, parent))
     assert seen == [True] * 4
     assert child.card.steps[-1]["best_epoch"] == 7
     assert {m.sum() for m in encoder_masks(child).values()} == {
@@ -197,7 +201,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert same_bits(found, whole, [m.text for m in tiny_data.messages])
 
 
-@pytest.mark.parametrize("step", [*ROOMS, Magnitude(**ONCE)])
+@pytest.mark.parametrize("step", [*ROOMS, Magnitude(shape="unstructured", **ONCE)])
 def test_a_model_without_layers_has_nothing_to_prune(step: Any, tiny_data: NLUData, tiny_model: NLUModel) -> None:
     parent = random_model(tiny_model, layers=())
     child = step.apply(parent, quiet_run(tiny_data, parent))
@@ -207,8 +211,11 @@ def test_a_model_without_layers_has_nothing_to_prune(step: Any, tiny_data: NLUDa
 def test_pruned_further_only_what_was_left_can_stay(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     parent = variant(tiny_model, "plain")
     run = quiet_run(tiny_data, parent)
-    first = Magnitude(sparsity=0.5, **ONCE).apply(parent, run)
-    for step in (Magnitude(sparsity=0.8, epochs=1), Movement(sparsity=0.8, epochs=1)):
+    first = Magnitude(shape="unstructured", sparsity=0.5, **ONCE).apply(parent, run)
+    for step in (
+        Magnitude(shape="unstructured", sparsity=0.8, epochs=1),
+        Movement(shape="unstructured", sparsity=0.8, epochs=1),
+    ):
         second = step.apply(first, run)
         for name, mask in encoder_masks(second).items():
             assert not (mask & ~encoder_masks(first)[name]).any()
@@ -225,7 +232,7 @@ def test_a_lower_sparsity_gives_nothing_back(tiny_data: NLUData, tiny_model: NLU
     for step in (
         Magnitude(sparsity=0.5, shape="unstructured", **ONCE),
         Magnitude(sparsity=0.5, shape="1x4", **ONCE),
-        Magnitude(sparsity=0.5, scope="global", **ONCE),
+        Magnitude(shape="unstructured", sparsity=0.5, scope="global", **ONCE),
         Magnitude(sparsity=0.5, epochs=1),
         Movement(sparsity=0.5, epochs=1),
     ):
@@ -295,7 +302,7 @@ def test_int8_with_a_shift_stores_every_weight(tiny_data: NLUData, tiny_model: N
     """Zeros are exact steps of it, but it has no sparse form: the file says so, and so does the model."""
     parent = variant(tiny_model, "plain")
     run = quiet_run(tiny_data, parent)
-    pruned = Magnitude(**ONCE).apply(parent, run)
+    pruned = Magnitude(shape="unstructured", **ONCE).apply(parent, run)
     child = Int8Room(granularity="matrix").apply(pruned, run)
     for name, module, _ in child.matrices():
         mask = encoder_masks(pruned).get(name)
@@ -309,7 +316,7 @@ def test_int8_with_a_shift_stores_every_weight(tiny_data: NLUData, tiny_model: N
 def test_centres_are_those_of_the_survivors(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     parent = variant(tiny_model, "plain")
     run = quiet_run(tiny_data, parent)
-    pruned = Magnitude(sparsity=0.5, **ONCE).apply(parent, run)
+    pruned = Magnitude(shape="unstructured", sparsity=0.5, **ONCE).apply(parent, run)
     child = Codebook(encoder=4, activations="float").apply(pruned, run)
     form = child.encoder.layers[0].ffn.up.form
     assert isinstance(form, Sparse)
@@ -329,7 +336,7 @@ def test_gptq_of_pruned_weights_is_nearer_than_nearest(encoder: int, tiny_data: 
     """On the inputs that it is made for: |W X - Q X|^2 of the first matrix against codes by nearest centre."""
     parent = variant(tiny_model, "plain")
     run = quiet_run(tiny_data, parent)
-    pruned = Magnitude(sparsity=0.5, **ONCE).apply(parent, run)
+    pruned = Magnitude(shape="unstructured", sparsity=0.5, **ONCE).apply(parent, run)
     plain = Codebook(encoder=encoder, embeddings=None, heads=None).apply(pruned, run)
     better = GPTQ(encoder=encoder, embeddings=None, heads=None, n_messages=1000).apply(pruned, run)
     encoded = pruned.tokenizer.encode_batch([m.text for m in tiny_data.train])
@@ -349,7 +356,7 @@ def test_trained_codes_train_the_survivors_only(tiny_data: NLUData, tiny_model: 
     """Kept codes of a pruned model start from the float weights, and no pruned weight comes back."""
     parent = variant(tiny_model, "plain")
     run = quiet_run(tiny_data, parent)
-    packed = Codebook(encoder=16).apply(Magnitude(**ONCE).apply(parent, run), run)
+    packed = Codebook(encoder=16).apply(Magnitude(shape="unstructured", **ONCE).apply(parent, run), run)
     child = TrainedCodes(encoder="kept", embeddings="kept", heads="kept", epochs=1).apply(packed, run)
     for (name, a, _), (_, b, _) in zip(packed.matrices(), child.matrices(), strict=True):
         assert type(a.form) is type(b.form), name
@@ -360,7 +367,7 @@ def test_trained_codes_train_the_survivors_only(tiny_data: NLUData, tiny_model: 
 
 
 def test_receipts_of_a_chain(tiny_data: NLUData, tiny_model: NLUModel) -> None:
-    steps = [Magnitude(sparsity=0.75, **ONCE), Int8Room()]
+    steps = [Magnitude(shape="unstructured", sparsity=0.75, **ONCE), Int8Room()]
     small = compress(tiny_model, tiny_data, steps, measure=False, progress=False)
     first, second = small.card.steps[-2:]
     assert first["technique"] == "magnitude"

@@ -38,7 +38,8 @@ class Magnitude:
     """Pruning by size.
 
     sparsity: share of the weights removed, from 0 (nothing) to below 1; None: 0.8, or what a shape n:m leaves
-    shape: unstructured | 1x4 | n:m, such as 2:4: n of every m neighbours stay, 1 <= n < m <= 16
+    shape: 1x4 (what the engine skips fast) | unstructured | n:m, such as 2:4: n of every m neighbours stay,
+    1 <= n < m <= 16
     scope: matrix (each loses that share) | global (all together do; n:m knows no other than matrix)
     schedule: gradual | iterative | one-shot, see the module
     heads: also the heads' matrices
@@ -51,7 +52,7 @@ class Magnitude:
     """
 
     sparsity: float | None = None
-    shape: str = "unstructured"
+    shape: str = "1x4"
     scope: Scope = "matrix"
     schedule: Schedule = "gradual"
     heads: bool = False

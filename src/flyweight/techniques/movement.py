@@ -39,7 +39,8 @@ class Movement:
     """Pruning by movement.
 
     sparsity: share of the weights removed, from 0 (nothing) to below 1; None: 0.8, or what a shape n:m leaves
-    shape: unstructured | 1x4 | n:m, such as 2:4: n of every m neighbours stay, 1 <= n < m <= 16; only hard
+    shape: 1x4 (what the engine skips fast) | unstructured | n:m, such as 2:4: n of every m neighbours stay,
+    1 <= n < m <= 16; only hard
     mode: hard (each matrix loses that share) | soft (all together do), see the module
     heads: also the heads' matrices
     epochs: passes over the training messages, 1 to 1000; None aims at 3000 steps within 2 to 40 epochs. The best on
@@ -50,7 +51,7 @@ class Movement:
     """
 
     sparsity: float | None = None
-    shape: str = "unstructured"
+    shape: str = "1x4"
     mode: Literal["hard", "soft"] = "hard"
     heads: bool = False
     epochs: int | None = None
