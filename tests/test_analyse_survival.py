@@ -12,6 +12,7 @@ import torch
 from cli_cases import Call
 from random_models import random_model
 
+from flyweight.analyse.heat_map import panel
 from flyweight.analyse.survival import Survival, draw, neuron_bins, strengths, survival
 from flyweight.cli.survival import lines
 from flyweight.errors import ArtifactError, CheckpointError, ConfigError
@@ -181,6 +182,22 @@ def test_the_picture(dense: NLUModel, pruned: NLUModel, tmp_path: Path) -> None:
     for parent in (None, dense):
         path = draw(survival(file, parent), "a title", tmp_path / "p.png")
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_gone_is_grey(dense: NLUModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: list[np.ndarray] = []
+
+    def seen(ax: Any, title: str, warm: np.ndarray, *of: Any, **how: Any) -> Any:
+        cells.append(warm)
+        return panel(ax, title, warm, *of, **how)
+
+    monkeypatch.setattr("flyweight.analyse.survival.panel", seen)
+    few = keep_neurons(keep_heads(keep_layers(dense, [0]), {0: [2]}), {0: [0]})
+    draw(survival(save(few, tmp_path / "m.fly")), "a title", tmp_path / "p.png")
+    heads, neurons = cells
+    assert [np.flatnonzero(np.isfinite(row)).tolist() for row in heads] == [[2], [], []]
+    assert [np.flatnonzero(np.isfinite(row)).tolist() for row in neurons] == [[0], [], []]
+    assert neurons[0, 0] == 0.5  # neurons 0 and 1 of 40 are the first of 32 bins
 
 
 def test_the_command(dense: NLUModel, pruned: NLUModel, tmp_path: Path, call: Call) -> None:

@@ -81,10 +81,10 @@ def _panel(
             ax.text(x, y, text(cell), ha="center", va="center", fontsize=8, color=shade)
 
 
-def panel(ax: Any, title: str, warm: np.ndarray, columns: Sequence[str], line: float = 1.5) -> None:
-    """Cells coloured by warm (rows, columns), 0 to 1, white lines between them; NaN is grey."""
+def panel(ax: Any, title: str, warm: np.ndarray, columns: Sequence[str], line: float = 1.5) -> Any:
+    """Cells coloured by warm (rows, columns), 0 to 1, white lines between them; NaN is grey. Gives their image."""
     ax.set_facecolor("#dddddd")
-    ax.imshow(warm, cmap="YlOrRd", vmin=0, vmax=1, aspect="auto")
+    image = ax.imshow(warm, cmap="YlOrRd", vmin=0, vmax=1, aspect="auto")
     ax.set_title(title, fontsize=10)
     ax.set_xticks(range(len(columns)), columns)
     ax.tick_params(length=0, labelsize=9)
@@ -94,6 +94,7 @@ def panel(ax: Any, title: str, warm: np.ndarray, columns: Sequence[str], line: f
     ax.tick_params(which="minor", length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
+    return image
 
 
 def loss_text(percent: float) -> str:

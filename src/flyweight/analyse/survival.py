@@ -135,7 +135,10 @@ def strengths(dense: NLUModel) -> dict[str, list[np.ndarray]]:
 
 
 def draw(found: Survival, title: str, path: Path) -> Path:
-    """Write a PNG: heads one by one, neurons as shares of bins. Errors: MissingExtraError without matplotlib."""
+    """Write a PNG: heads one by one, neurons as shares of bins, grey where none is left.
+
+    Errors: MissingExtraError without matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -148,12 +151,18 @@ def draw(found: Survival, title: str, path: Path) -> Path:
     panel(left, "heads that survived", _head_cells(found, n_heads), [str(h) for h in range(n_heads)])
     left.set_yticks(range(n_layers), [f"layer {i}" for i in range(n_layers)])
     ordered = "strongest first" if found.strengths is not None else "in order"
-    panel(right, f"neurons that survived, share of each {BINS}th, {ordered}", neuron_bins(found), [], line=0.5)
+    bins = neuron_bins(found)
+    image = panel(
+        right, f"neurons that survived, {BINS} bins, {ordered}", np.where(bins > 0, bins, np.nan), [], line=0.5
+    )
     for i, row in enumerate(found.shares(NEURONS)):
         right.text(BINS, i, f"{row['kept']} of {row['of']}", va="center", fontsize=8)
+    figure.colorbar(image, ax=[left, right], fraction=0.03, pad=0.02).set_label(
+        "share of a bin" if found.strengths is None else "share of a bin, strength of a head", fontsize=9
+    )
     figure.suptitle(title, fontsize=11)
-    if found.strengths is not None:
-        figure.supxlabel("heads: the warmer the stronger in the dense model; grey: gone", fontsize=9)
+    warm = "" if found.strengths is None else "heads: strength in the dense model, of the layer's strongest; "
+    figure.supxlabel(f"{warm}grey: gone", fontsize=9)
     FigureCanvasAgg(figure)
     figure.savefig(path)
     return path
