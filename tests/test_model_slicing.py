@@ -7,14 +7,15 @@ import re
 import numpy as np
 import pytest
 import torch
-from random_models import VARIANTS, all_logits, quiet_run, rms_gap, variant
+from random_models import VARIANTS, all_logits, quiet_run, random_model, rms_gap, variant
 from torch import nn
 
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError, DataError
+from flyweight.model import slicing
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel
-from flyweight.model.slicing import _fit_norm, _read, hidden_moments, keep_hidden, sliced
+from flyweight.model.slicing import _batches, _fit_norm, _moments, _read, hidden_moments, keep_hidden, sliced
 from flyweight.techniques.hidden_pruning import HiddenPruning
 from flyweight.techniques.int8 import Int8
 
@@ -28,7 +29,7 @@ def test_what_is_read_is_fitted_by_hand() -> None:
         reader.weight.copy_(torch.tensor([[10.0, 20, 30]]))
         assert reader.bias is not None
         reader.bias.fill_(1.0)
-        _read(reader, small, y)
+        _read(reader, *_moments([(small[:2], y[:2]), (small[2:], y[2:])]))
     # 10 a + 20 b + 30 (a + 2 b + 5) + 1
     assert reader.weight.tolist()[0] == pytest.approx([40.0, 80.0], rel=1e-2)
     assert reader.bias.tolist() == pytest.approx([151.0], rel=1e-2)
@@ -39,7 +40,8 @@ def test_a_norm_is_fitted_number_by_number() -> None:
     z = torch.tensor([[1.0, 2, 6], [4, 4, 1], [0, 5, 1], [3, -3, 0]])
     n = nn.functional.layer_norm(z, (3,))
     with torch.no_grad():
-        _fit_norm(norm, z, n * torch.tensor([3.0, -1, 0]) + torch.tensor([2.0, 0, 7]))
+        wanted = n * torch.tensor([3.0, -1, 0]) + torch.tensor([2.0, 0, 7])
+        _fit_norm(norm, [(z[:3], wanted[:3]), (z[3:], wanted[3:])])
     assert norm.weight.tolist() == pytest.approx([3.0, -1.0, 0.0], abs=1e-2)
     assert norm.bias.tolist() == pytest.approx([2.0, 0.0, 7.0], abs=1e-2)
 
@@ -85,6 +87,30 @@ def test_moments_weigh_states_alike(tiny_model: NLUModel) -> None:
     found = hidden_moments(model, model.tokenizer.encode_batch(["hello bot", "thank you"]))
     assert torch.allclose(found, found.t())
     assert float(found.trace()) == pytest.approx(5.0, rel=1e-5)  # embeddings, two of each of two layers
+
+
+def test_batches_are_of_like_length(tiny_model: NLUModel) -> None:
+    model = random_model(tiny_model, tokenizer=tiny_model.tokenizer)
+    encoded = model.tokenizer.encode_batch(["hello", *["hello bot thank you " * 5] * 32, *["hello bot"] * 31])
+    found = _batches(encoded)
+    lengths = [mask.sum(dim=1).tolist() for _, mask in found]
+    assert [len(of) for of in lengths] == [32, 32]
+    assert lengths[0] == sorted(len(e.ids) for e in encoded)[:32]
+    assert found[0][0].shape[1] == len(encoded[-1].ids) < found[1][0].shape[1]
+
+
+@pytest.mark.parametrize("of", ["cut", "relative", "pooler", "projected"])
+def test_batches_change_nothing(
+    of: str, tiny_model: NLUModel, tiny_data: NLUData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, texts = variant(tiny_model, of), [m.text for m in tiny_data.train][:12]
+    encoded, found, moments = model.tokenizer.encode_batch(texts), [], []
+    for size in (5, 12):
+        monkeypatch.setattr(slicing, "BATCH", size)
+        found.append(keep_hidden(model, range(20), encoded))
+        moments.append(hidden_moments(model, encoded))
+    assert torch.allclose(*moments, atol=1e-5)
+    assert rms_gap(*found, texts) < 1e-3
 
 
 def test_principal_numbers_lose_less_than_the_last(tiny_model: NLUModel, tiny_data: NLUData) -> None:

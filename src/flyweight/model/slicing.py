@@ -12,7 +12,7 @@ arXiv:2204.00408; rotation SliceGPT, Ashkboos et al. 2024, arXiv:2401.15024.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from flyweight.model.survivors import before_cut
 from flyweight.tokenizer import Encoded
 
 DAMP = 1e-4  # of the mean square, added to every square
+BATCH = 32  # messages of like length at once
 
 
 def keep_hidden(model: NLUModel, kept: Sequence[int], encoded: Sequence[Encoded]) -> NLUModel:
@@ -44,33 +45,49 @@ def keep_hidden(model: NLUModel, kept: Sequence[int], encoded: Sequence[Encoded]
 def sliced(model: NLUModel, write: Tensor, encoded: Sequence[Encoded]) -> NLUModel:
     """A new model that writes P^T x: write = P (D, D'). encoded: messages that it is fitted on, in evaluation mode.
 
+    Kept are the states of both models at one layer, batch by batch: n_tokens x (D + D') floats.
     Errors: ConfigError for packed or masked matrices.
     """
     found = unpacked_copy(model).to("cpu").eval()
     dense = found.copy()
     found.card.survivors = before_cut(model).to_dict()  # heads and neurons are still those of the model as it was
-    ids, mask = pad([e.ids for e in encoded])
-    states = [y for _, y in _states(dense, ids, mask)]  # each (tokens, D)
+    batches = _batches(encoded)
     _write(found, write)
-    for y, (module, readers) in zip(states, _sites(found), strict=True):
-        if isinstance(module, nn.LayerNorm):
-            _fit_norm(module, _seen(found, module, ids, mask), y @ write)
-        small = module(_seen(found, module, ids, mask))
+    both = [(_Stage(dense, batch), _Stage(found, batch)) for batch in batches]
+    for (theirs, _), (ours, readers) in zip(_sites(dense), _sites(found), strict=True):
+        if isinstance(ours, nn.LayerNorm):
+            _fit_norm(ours, ((small.at(ours)[0], large.at(theirs)[1] @ write) for large, small in both))
+        moments = _moments((ours(small.at(ours)[0]), large.at(theirs)[1]) for large, small in both)
         for reader in readers:
-            _read(reader, small, y)
+            _read(reader, *moments)
+        for large, small in both:
+            large.passed(theirs)
+            small.passed(ours)
     if found.pooler is not None:
-        _narrow_pooler(found, dense, ids, mask, write.shape[1])
+        _narrow_pooler(found, dense, both, write.shape[1])
     return found
 
 
+@torch.no_grad()
 def hidden_moments(model: NLUModel, encoded: Sequence[Encoded]) -> Tensor:
     """(D, D): mean over the model's states of their second moments about zero, each divided by its trace."""
-    ids, mask = pad([e.ids for e in encoded])
+    model = model.copy().to("cpu").eval()
+    stages = [_Stage(model, batch) for batch in _batches(encoded)]
     total = torch.zeros(model.encoder.config.hidden, model.encoder.config.hidden)
-    for _, y in _states(model.copy().to("cpu").eval(), ids, mask):
-        h = y.t() @ y
+    for module, _ in _sites(model):
+        h = torch.zeros_like(total)
+        for stage in stages:
+            y = stage.at(module)[1]
+            h.addmm_(y.t(), y)
+            stage.passed(module)
         total += h / h.trace()
     return total
+
+
+def _batches(encoded: Sequence[Encoded]) -> list[tuple[Tensor, Tensor]]:
+    """ids (B, T), mask (B, T) of messages of like length: a long one makes no other longer."""
+    ordered = sorted((e.ids for e in encoded), key=len)
+    return [pad(ordered[at : at + BATCH]) for at in range(0, len(ordered), BATCH)]
 
 
 def _sites(model: NLUModel) -> list[tuple[nn.Module, list[Linear]]]:
@@ -85,44 +102,50 @@ def _sites(model: NLUModel) -> list[tuple[nn.Module, list[Linear]]]:
     return list(zip(modules, [*readers, [head for head in heads if head is not None]], strict=True))
 
 
-@torch.no_grad()
-def _states(model: NLUModel, ids: Tensor, mask: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
-    """(module, what it gives at the real tokens (tokens, D)) for all sites, by one forward pass."""
-    outputs: dict[nn.Module, Tensor] = {}
-
-    def keep(module: nn.Module, _: Any, y: Tensor) -> None:
-        outputs[module] = y[mask]
-
-    sites = [module for module, _ in _sites(model)]
-    handles = [module.register_forward_hook(keep) for module in sites]
-    try:
-        model.encoder(ids, mask)
-    finally:
-        for handle in handles:
-            handle.remove()
-    yield from ((module, outputs[module]) for module in sites)
-
-
 class _Reached(Exception):  # noqa: N818 - no error
-    """A module is reached: its input is known, and what lies behind need not fit yet."""
+    """A module is through: what lies behind need not fit yet."""
 
 
-def _seen(model: NLUModel, module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """The module's input at the real tokens."""
-    found: list[Tensor] = []
+class _Stage:
+    """Where a batch is on its way through a model: x (B, T, D), which layer `first` sees, once it is embedded."""
 
-    def catch(_: Any, inputs: tuple[Tensor]) -> None:
-        found.append(inputs[0][mask])
-        raise _Reached
+    def __init__(self, model: NLUModel, batch: tuple[Tensor, Tensor]):
+        self.encoder, (self.ids, self.mask) = model.encoder, batch
+        self.first, self.x = 0, torch.empty(0)
+        self.embedded = False
 
-    handle = module.register_forward_pre_hook(catch)
-    try:
-        model.encoder(ids, mask)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
+    def at(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """What a site of this stage is given and gives, at the real tokens: each (tokens, D)."""
+        given, gives = self._through(module)
+        return given[self.mask], gives[self.mask]
+
+    def passed(self, module: nn.Module) -> None:
+        """The site is fitted: go on to the next layer, where it is the last one of its layer."""
+        if not self.embedded:
+            self.x, self.embedded = self._through(module)[1], True
+        elif module is self.encoder.layers[self.first].ffn.norm:
+            self.x = self._through(module)[1]
+            self.first += 1
+
+    def _through(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Input and output of the module (B, T, D); nothing behind it is run."""
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def catch(_: Any, inputs: tuple[Tensor], y: Tensor) -> None:
+            found.append((inputs[0], y))
+            raise _Reached
+
+        handle = module.register_forward_hook(catch)
+        try:
+            if self.embedded:
+                self.encoder.states_from(self.first, self.x, self.mask)
+            else:
+                self.encoder.embed(self.ids)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
 
 
 def _write(model: NLUModel, write: Tensor) -> None:
@@ -146,33 +169,57 @@ def _write(model: NLUModel, write: Tensor) -> None:
     model.eval()
 
 
-def _fit_norm(norm: nn.LayerNorm, z: Tensor, wanted: Tensor) -> None:
-    """weight_j, bias_j: least squares of normed z_j (tokens,) against wanted_j, number by number (in place)."""
-    n = F.layer_norm(z, norm.normalized_shape, eps=norm.eps)
-    centred = n - n.mean(dim=0)
-    weight = (centred * wanted).mean(dim=0) / (centred.square().mean(dim=0) + DAMP)
-    norm.weight = nn.Parameter(weight)
-    norm.bias = nn.Parameter(wanted.mean(dim=0) - weight * n.mean(dim=0))
+Pairs = Iterable[tuple[Tensor, Tensor]]  # batch by batch
 
 
-def _read(reader: Linear, small: Tensor, y: Tensor) -> None:
-    """W' = W R, b' = b + W r with y ~ small R^T + r (in place). small (tokens, D'), y (tokens, D)."""
-    x = small if reader.bias is None else F.pad(small, (0, 1), value=1.0)
-    h = (x.t() @ x).double()
-    h.diagonal().add_(DAMP * float(h.diagonal().mean()))
-    found = torch.linalg.solve(h, (x.t() @ y).double()).float()  # (D' or D' + 1, D)
+def _fit_norm(norm: nn.LayerNorm, pairs: Pairs) -> None:
+    """weight_j, bias_j: least squares of normed z_j against wanted_j, number by number (in place).
+
+    pairs: z, wanted, each (tokens, D').
+    """
+    count, sums = 0, torch.zeros(4, norm.normalized_shape[0], dtype=torch.float64)
+    for z, wanted in pairs:
+        n, y = F.layer_norm(z, norm.normalized_shape, eps=norm.eps).double(), wanted.double()
+        sums += torch.stack([n.sum(0), y.sum(0), n.square().sum(0), (n * y).sum(0)])
+        count += len(z)
+    mean_n, mean_y, mean_nn, mean_ny = sums / count
+    weight = (mean_ny - mean_n * mean_y) / (mean_nn - mean_n.square() + DAMP)
+    norm.weight = nn.Parameter(weight.float())
+    norm.bias = nn.Parameter((mean_y - weight * mean_n).float())
+
+
+def _moments(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """x^T x (D' + 1, D' + 1) and x^T y (D' + 1, D), float64, x with a 1 behind. pairs: (tokens, D'), (tokens, D)."""
+    h, g = torch.zeros(()), torch.zeros(())
+    for small, y in pairs:
+        x = F.pad(small, (0, 1), value=1.0)
+        h, g = h + (x.t() @ x).double(), g + (x.t() @ y).double()
+    return h, g
+
+
+def _read(reader: Linear, h: Tensor, g: Tensor) -> None:
+    """W' = W R, b' = b + W r with y ~ small R^T + r (in place). h, g: as `_moments` gives them."""
+    width = len(h) - 1
+    if reader.bias is None:
+        h, g = h[:width, :width], g[:width]
+    damp = DAMP * h.diagonal().mean()
+    found = torch.linalg.solve(h + damp * torch.eye(len(h)), g).float()  # (D' or D' + 1, D)
     if reader.bias is not None:
         reader.bias = nn.Parameter(reader.bias + reader.weight @ found[-1])
-    reader.weight = nn.Parameter(reader.weight @ found[: small.shape[1]].t())
+    reader.weight = nn.Parameter(reader.weight @ found[:width].t())
 
 
-def _narrow_pooler(model: NLUModel, dense: NLUModel, ids: Tensor, mask: Tensor, width: int) -> None:
-    """The pooler gives the outputs that the intent head weighs most, and the head is fitted to them (in place)."""
+def _narrow_pooler(model: NLUModel, dense: NLUModel, both: Sequence[tuple[_Stage, _Stage]], width: int) -> None:
+    """The pooler gives the outputs that the intent head weighs most, and the head is fitted to them (in place).
+
+    both: the dense model and this one behind their last layers, batch by batch.
+    """
     assert model.pooler is not None
     assert model.pooler.bias is not None
-    wanted = dense.pool(dense.encoder(ids, mask), mask)  # (B, D)
-    weighed = dense.intent_head.weight.square().sum(dim=0) * wanted.var(dim=0, unbiased=False)
+    wanted = [dense.pool(large.x, large.mask) for large, _ in both]  # (B, D) each
+    weighed = dense.intent_head.weight.square().sum(dim=0) * torch.cat(wanted).var(dim=0, unbiased=False)
     kept = weighed.argsort(descending=True, stable=True)[:width].sort().values
     model.pooler.weight = nn.Parameter(model.pooler.weight[kept])
     model.pooler.bias = nn.Parameter(model.pooler.bias[kept])
-    _read(model.intent_head, model.pool(model.encoder(ids, mask), mask), wanted)
+    pooled = [model.pool(small.x, small.mask) for _, small in both]
+    _read(model.intent_head, *_moments(zip(pooled, wanted, strict=True)))
