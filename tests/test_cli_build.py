@@ -18,6 +18,7 @@ from flyweight import demo as demo_module
 from flyweight.cli import build, receipts, show
 from flyweight.data.load import load_data
 from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError
 from flyweight.export.fly import save
 from flyweight.model.nlu import NLUModel
 from flyweight.recipe import compress
@@ -248,3 +249,25 @@ def test_lines_on_sparse_matrices() -> None:
         "sparse is faster here: from 91% (384 x 384, block 1, 8 bits), never (8 x 8, block 4, 8 bits)"
     )
     assert len(receipts.sparse_lines({"stored": stored, "break_even": {}})) == 1
+
+
+def test_a_refused_compression_leaves_no_folder(
+    place: Place, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, kept = tmp_path / ".m.fly.work", ["shapes-12.json"]
+
+    def refuse(*_: Any, folder: Path, **__: Any) -> None:
+        folder.mkdir()
+        for name in kept:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("{}")
+        raise ConfigError("no such speed")
+
+    monkeypatch.setattr("flyweight.recipe.compress", refuse)
+    command = ("compress", place.teacher, place.csv, "-t", "int8", "--out", tmp_path / "m.fly")
+    done = call(*command)
+    assert (done.code, done.err) == (1, "flyweight: no such speed\n")
+    assert not work.exists()
+    kept.append("taught-12/checkpoint.pt")
+    assert call(*command).code == 1
+    assert (work / "taught-12" / "checkpoint.pt").is_file()  # what a training left is worth keeping

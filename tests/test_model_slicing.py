@@ -126,7 +126,10 @@ def test_a_share_of_the_hidden_size(tiny_model: NLUModel, tiny_data: NLUData) ->
     model = variant(tiny_model, "plain")
     run = quiet_run(tiny_data, model)
     assert HiddenPruning(keep=0.5, epochs=0).apply(model, run).encoder.config.hidden == 14
-    assert HiddenPruning(keep=0.001, epochs=0).apply(model, run).encoder.config.hidden == 1
+    assert HiddenPruning(keep=0.286, epochs=0).apply(model, run).encoder.config.hidden == 8
+    wanted = "hidden_pruning: keep is 0.001, 0 of 28 numbers a token; 8 at least must stay, so allowed for this model: "
+    with pytest.raises(ConfigError, match=f"^{wanted}0.286 to 1$"):
+        HiddenPruning(keep=0.001, epochs=0).apply(model, run)
     assert HiddenPruning(keep=0.99, epochs=0).apply(model, run).encoder.config.hidden == 28
     with pytest.raises(DataError, match=r"^no training messages; what is left is fitted on them"):
         HiddenPruning().apply(model, quiet_run(NLUData(()), model))

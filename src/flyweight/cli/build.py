@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from flyweight.cli import receipts, show
-from flyweight.errors import ConfigError, MissingExtraError
+from flyweight.errors import ConfigError, FlyweightError, MissingExtraError
 
 if TYPE_CHECKING:
     from flyweight.model.nlu import Pooling
@@ -142,7 +142,11 @@ def compress(
     split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
     work = out.resolve().with_name(f".{out.resolve().name}.work")
-    small = run(teacher, found, steps, seed=seed, folder=work)
+    try:
+        small = run(teacher, found, steps, seed=seed, folder=work)
+    except FlyweightError:
+        _remove_untrained(work)
+        raise
     written = save(small, out)
     shutil.rmtree(work, ignore_errors=True)  # only now: until the file is written, a training is worth keeping
     made = small.card.steps[-len(steps.techniques) :]
@@ -154,6 +158,12 @@ def compress(
     receipts.print_receipts(made, bool(small.labels.entity_labels), title)
     if made[-1]["latency_ms"] >= made[-1]["parent_ms"]:
         show.note(_slow_note(made[-1]["engine"]))
+
+
+def _remove_untrained(work: Path) -> None:
+    """Remove the folder of a refused command, unless a training lies in it: empty folders and measured times go."""
+    if all(p.is_dir() or p.match("shapes-*.json") for p in work.rglob("*")):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _slow_note(engine: str) -> str:

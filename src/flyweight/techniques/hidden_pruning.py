@@ -23,18 +23,20 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from flyweight.errors import DataError
+from flyweight.errors import ConfigError, DataError
 from flyweight.model.nlu import NLUModel
 from flyweight.model.slicing import hidden_moments, sliced
 from flyweight.model.surgery import unpacked_copy
 from flyweight.techniques.room import Run, check_count, check_share, check_training, check_whole, retrained
+
+NARROWEST = 8  # of the hidden size: with fewer, LayerNorm leaves next to nothing of a token
 
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenPruning:
     """A share of the hidden size.
 
-    keep: share of the hidden size that stays, above 0, at most 1 (all)
+    keep: share of the hidden size that stays, above 0, at most 1 (all); 8 numbers at least
     n_messages: of the training split, that what is left is fitted on, 1 to 100000
     epochs: passes over messages and splices, 0 to 1000; None aims at 1500 steps within 2 to 40 epochs
     learning_rate: peak, in (0, 1)
@@ -58,12 +60,18 @@ class HiddenPruning:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A narrower model. An interrupted training goes on from run.folder.
 
-        Errors: ConfigError for packed or masked matrices; DataError without training messages.
+        Errors: ConfigError for packed or masked matrices, or fewer than 8 numbers a token; DataError
+        without training messages.
         """
         hidden = model.encoder.config.hidden
-        width = max(1, round(self.keep * hidden))
+        width = round(self.keep * hidden)
         if width == hidden:
             return model.copy()
+        if width < NARROWEST:
+            raise ConfigError(
+                f"hidden_pruning: keep is {self.keep:g}, {width} of {hidden} numbers a token; {NARROWEST} at least "
+                f"must stay, so allowed for this model: {min(1.0, NARROWEST / hidden):.3g} to 1"
+            )
         model = unpacked_copy(model)
         if not run.data.train:
             raise DataError("no training messages", allowed="what is left is fitted on them; give at least one")
