@@ -267,7 +267,7 @@ def test_a_receipt_holds_what_is_measured(tiny_data: NLUData, tiny_model: NLUMod
     receipt = small.card.steps[-1]
     assert set(receipt) == {
         *("technique", "settings", "n_parameters", "file_bytes", "quality", "latency_ms", "parent_ms"),
-        *("engine", "minutes", "peak_memory_mb", "part", "bits", "repacked", "sparse"),
+        *("engine", "minutes", "peak_memory_mb", "part", "bits", "repacked", "sparse", "reached"),
     }
     assert receipt["sparse"] == {}  # nothing is pruned
     assert receipt["bits"].pop("embeddings.words") == receipt["bits"].pop("embeddings.positions") == 3
