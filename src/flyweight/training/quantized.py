@@ -54,7 +54,7 @@ def fit_taught(
     layers = layers_taught(model, teacher)
     if distil == "hidden" and (found := difference(teacher, model, train, layers)):
         text = f"{found}: their hidden states cannot be compared, so only its logits are learnt (distil=logits)"
-        warnings.warn(text, FlyweightWarning, stacklevel=2)
+        warnings.warn(text, FlyweightWarning, stacklevel=1)  # one place: said once, however many trainings follow
         distil = "logits"
     if distil == "hidden":
         loss = hidden_states_loss(teacher, model, train, layers=layers)
