@@ -49,7 +49,7 @@ N_STEPS_DOWN = 6  # where the whole is slower than its parts
 class StructuredPruning:
     """Joint pruning to a time; without target_ms and speedup: speedup=4.
 
-    target_ms: mean milliseconds of a message in the native engine on this machine, one thread, tokenizer not counted
+    target_ms: mean milliseconds of a message in the native engine on this machine when quiet, one thread, no tokenizer
     speedup: times as fast as the model that comes in, both packed alike; from 1 (nothing goes)
     structures: what may go: heads, neurons and layers, joined by +
     bits: of the encoder's weights when times are measured: 8 (int8), or codes of 4, 2 or 1
