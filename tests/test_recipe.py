@@ -59,7 +59,7 @@ def test_parse(words: list[str], steps: list[Any]) -> None:
         ("codebook:k=4", f"codebook has no setting 'k'; allowed: {', '.join(f.name for f in fields(Codebook))}"),
         ("codebook:encoder=1", "codebook: encoder is 1; allowed: none, or a whole number from 2 to 256"),
         ("codebook:encoder=4.5", "codebook: encoder is 4.5; allowed: none, or a whole number from 2 to 256"),
-        ("codebook:encoder=", "technique 'codebook:encoder=': 'encoder' has no value; write codebook:setting=value,..."),
+        ("int8:heads=", "technique 'int8:heads=': 'heads' has no value; write int8:setting=value,..."),
         ("codebook:encoder=four", "codebook: encoder is 'four'; allowed: none, or a whole number from 2 to 256"),
         ("int8:heads=1", "int8: heads is 1; allowed: true, false"),
     ],
