@@ -18,8 +18,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 demo: $(READY)
 	$(BIN)/flyweight demo
 
+# One thread: tests are small, and threads of a pool that wait for each other stand still beside another busy process.
 test: $(READY) native-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
