@@ -18,9 +18,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 demo: $(READY)
 	$(BIN)/flyweight demo
 
-# One thread: tests are small, and threads of a pool that wait for each other stand still beside another busy process.
+# A process a core, each with one thread: threads of a pool that wait for each other stand still beside a busy process.
 test: $(READY) native-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
