@@ -177,9 +177,9 @@ def test_the_teacher_is_asked_in_blocks_and_in_order() -> None:
         sizes.append(len(texts))
         return np.array([[float(text), 0, 0, 0] for text in texts])
 
-    found = ask_teacher(LogitsTeacher(function, INTENTS), [str(i) for i in range(150)], progress=False)
-    assert [t.intent[0] for t in found] == list(range(150))
-    assert sizes == [64, 64, 22]
+    found = ask_teacher(LogitsTeacher(function, INTENTS), [str(i) for i in range(600)], progress=False)
+    assert [t.intent[0] for t in found] == list(range(600))
+    assert sizes == [256, 256, 88]
 
 
 # files --------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from flyweight.techniques.structured import StructuredPruning as StructuredPruning
     from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
     from flyweight.techniques.vocabulary import Vocabulary as Vocabulary
+    from flyweight.training.logits import Ensemble as Ensemble
     from flyweight.training.logits import LogitsTeacher as LogitsTeacher
     from flyweight.training.loop import TrainingSettings as TrainingSettings
     from flyweight.training.teacher import import_teacher as import_teacher
@@ -59,6 +60,7 @@ _PUBLIC = {
     "train": "training.teacher",
     "import_teacher": "training.teacher",
     "LogitsTeacher": "training.logits",
+    "Ensemble": "training.logits",
     "TrainingSettings": "training.loop",
     "NLUModel": "model.nlu",
     "compress": "recipe",

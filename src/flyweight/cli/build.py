@@ -33,7 +33,7 @@ def train(
     max_tokens: Annotated[int, typer.Option(help="Longer messages lose their tail.")] = 128,
     pooling: Annotated[str, typer.Option(help="mean, cls, cls+tanh, cls+relu or cls+gelu.")] = "mean",
     teacher: Annotated[
-        Path | None, typer.Option(help="Learn from its logits too: a model folder, or a .jsonl file of logits.")
+        Path | None, typer.Option(help="Learn from its logits too: a model folder, a .fly, or a .jsonl file of logits.")
     ] = None,
     fallback_rate: FallbackRate = 0.0,
     test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
@@ -254,15 +254,13 @@ def import_model(
 
 
 def _teacher(path: Path) -> Teacher:
-    """A model folder or a file of logits. Errors: FlyweightError."""
+    """A model folder, a .fly or a file of logits. Errors: FlyweightError."""
     from flyweight.model.nlu import NLUModel
     from flyweight.training.logits import LogitsTeacher
 
-    if path.suffix == ".fly":
-        raise ConfigError(
-            f"{path} cannot teach; name the model folder that it was exported from, or a .jsonl of logits"
-        )
-    return LogitsTeacher.from_file(path) if path.suffix == ".jsonl" else NLUModel.load(path)
+    if path.suffix == ".jsonl":
+        return LogitsTeacher.from_file(path)
+    return LogitsTeacher.from_fly(path) if path.suffix == ".fly" else NLUModel.load(path)
 
 
 def _check_out(out: Path, source: Path, role: str, overwrite: bool) -> None:

@@ -1,8 +1,10 @@
-"""A teacher is anything that yields logits: our model, a function, or a file of logits. And learning from it.
+"""A teacher is anything that yields logits: our model, a .fly, a function, a file of logits, several of them.
 
     fw.train(data, base="small", teacher=fw.NLUModel.load("bot"))
     fw.train(data, base="small", teacher=fw.LogitsTeacher(xlnet, intents))          # xlnet(texts) -> (N, C)
     fw.train(data, base="small", teacher=fw.LogitsTeacher.from_file("xlnet.jsonl"))
+    fw.train(data, base="small", teacher=fw.LogitsTeacher.from_fly("bot.fly"))
+    fw.train(data, base="small", teacher=fw.Ensemble([one, another]))
 
 The file is JSON Lines. The first line names the classes, `tags` only for a teacher of entities; then one line a text,
 `words` the character spans [start, end) that the rows of `tags` belong to. Of lines with one text the last counts.
@@ -15,10 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,27 +28,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flyweight.answers import Answer, Labels, softmax
+from flyweight.cores import usable_cores
 from flyweight.data.messages import Entity, Message
-from flyweight.data.source import listed, read_text, shown
+from flyweight.data.source import listed
 from flyweight.data.tags import Span, legal_tags, tag_names
 from flyweight.errors import ConfigError, DataError
-from flyweight.measure.quality import ANSWER_BLOCK
-from flyweight.model.finetuned import tag_sources
+from flyweight.model.linear import computes, mask_of
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
+from flyweight.runtime.parser import load
+from flyweight.training.kept_answers import Answers
+from flyweight.training.logits_file import LogitsFile
 from flyweight.training.losses import Batch, Logits, heads_loss
+from flyweight.training.taught import Classes, RowError, Taught
 
 ABSENT = -50.0  # of a tag that cannot be meant, where the likeliest tag has 0: e^-50 is 2e-22 of its probability
-LARGEST = 1e30  # differences of larger logits overflow in float32
-
-
-@dataclass(frozen=True)
-class Taught:
-    """A teacher's logits of one message: intent (C,); words (W spans in characters); tags (W, n_tags) or None."""
-
-    intent: np.ndarray
-    words: Sequence[Span] = ()
-    tags: np.ndarray | None = None
+BLOCK = 256  # texts between two lines of progress, and what an interrupted asking loses at most
 
 
 class LogitsTeacher:
@@ -54,25 +51,42 @@ class LogitsTeacher:
 
     function(texts) gives (N, len(intents)) logits, or for a teacher of entities a list of N triples
     (intent (C,), words [(start, end), ...], tags (W, len(tags))). `tags`: O, B-x and I-x, in the function's order; of
-    B-x and I-x one is enough (see `tag_sources`).
+    B-x and I-x one is enough (see `tag_sources`). version: a name that changes when the function's answers do; without
+    one `ask_teacher` keeps none of them.
     """
 
-    def __init__(self, function: Callable[[list[str]], Any], intents: Sequence[str], tags: Sequence[str] = ()):
+    def __init__(
+        self,
+        function: Callable[[list[str]], Any],
+        intents: Sequence[str],
+        tags: Sequence[str] = (),
+        version: str | None = None,
+    ):
         """Errors: ConfigError for names that are no classes."""
-        self.function, self.given_tags = function, tuple(tags)
-        odd = [t for t in tags if t != "O" and (t[:2] not in ("B-", "I-") or len(t) < 3)]
-        if len(intents) < 2 or len(set(intents)) < len(intents):
-            raise ConfigError(f"a teacher of {len(intents)} intents ({listed(intents)}); allowed: 2 or more, each once")
-        if odd or (tags and "O" not in tags) or len(set(tags)) < len(tags) or len(tags) == 1:
-            raise ConfigError(f"a teacher's tags are {listed(tags)}; allowed: O, B-name and I-name, each once")
-        self.labels = Labels(tuple(intents), tuple(sorted({t[2:] for t in tags if t != "O"})))
+        self.function, self.classes, self.version = function, Classes(intents, tags), version
+        self.labels: Labels = self.classes.labels
 
     @classmethod
     def from_file(cls, path: str | Path) -> LogitsTeacher:
         """A teacher that knows the texts of a JSON Lines file (see the module). Errors: DataError with the line."""
-        teacher = _File(Path(path)).teacher
-        assert teacher is not None  # a file without the first line is refused
-        return teacher
+        file = LogitsFile(Path(path))
+        return cls(file.look_up, file.classes.labels.intents, file.classes.tags)
+
+    @classmethod
+    def from_fly(cls, path: str | Path) -> LogitsTeacher:
+        """A .fly file as a teacher: our engine answers several times as fast as PyTorch, whatever else teaches here.
+
+        Errors: ArtifactError, ParityError as `flyweight.load`; ConfigError for a model without intents.
+        """
+        nlu = load(path, threads=usable_cores())
+
+        def function(texts: list[str]) -> list[Any]:
+            encoded = nlu.tokenizer.encode_batch(texts)
+            found = nlu.engine.logits(encoded)
+            return [i if t is None else (i, e.words, t) for e, (i, t) in zip(encoded, found, strict=True)]
+
+        made = hashlib.sha256(nlu.artifact.path.read_bytes()).hexdigest()
+        return cls(function, nlu.labels.intents, nlu.labels.tags, version=f"{made} {nlu.engine.name}")
 
     def taught(self, texts: Sequence[str]) -> list[Taught]:
         """Logits of each text, tags in the order of `labels.tags`. Errors: DataError for logits of a wrong shape."""
@@ -81,81 +95,142 @@ class LogitsTeacher:
         if n_rows != len(texts):
             raise DataError(f"a teacher gave {n_rows} rows for {len(texts)} texts", allowed="one row a text is needed")
         try:
-            return [self._checked(text, row) for text, row in zip(texts, found, strict=True)]
-        except _RowError as error:
+            return [self.classes.checked(text, row) for text, row in zip(texts, found, strict=True)]
+        except RowError as error:
             raise DataError(f"a teacher gave {error.found}", allowed=f"allowed: {error.allowed}") from error
 
     def answers(self, texts: Sequence[str]) -> list[Answer]:
         """One answer a message, in order."""
-        found = []
-        for text, t in zip(texts, self.taught(texts), strict=True):
-            entities: tuple[Entity, ...] = ()
-            if t.tags is not None and len(t.words):
-                entities = self.labels.entities(text, t.words, legal_tags(t.tags, self.labels.tags))
-            found.append(Answer(text, self.labels.intents, softmax(t.intent), entities))
-        return found
-
-    def _checked(self, text: str, row: Any) -> Taught:
-        """What the function gave for one text, checked. Errors: _RowError."""
-        n_intents, n_tags = len(self.labels.intents), len(self.given_tags)
-        if not n_tags:
-            return Taught(_numbers(row, (n_intents,), f"intent logits for {shown(text)}"))
-        try:
-            intent, words, tags = row
-            n_words = len(words)
-        except (TypeError, ValueError) as error:
-            allowed = "intent logits, words and tag logits, since the teacher has tags"
-            raise _RowError(f"{type(row).__name__} for {shown(text)}", allowed) from error
-        spans = _numbers(words, (n_words, 2), f"words of {shown(text)}")
-        if not ((spans == np.floor(spans)) & (spans >= 0) & (spans <= len(text))).all() or (np.diff(spans) <= 0).any():
-            allowed = f"spans [start, end) in characters, 0 <= start < end <= {len(text)}"
-            raise _RowError(f"the words {shown(words)} of {shown(text)}", allowed)
-        given = _numbers(tags, (n_words, n_tags), f"tag logits for {shown(text)}")
-        columns = tag_sources(self.given_tags, self.labels.tags)
-        ordered = np.stack([given[:, at] - behind for at, behind in columns], axis=1)
-        intent = _numbers(intent, (n_intents,), f"intent logits for {shown(text)}")
-        return Taught(intent, [(int(s), int(e)) for s, e in spans], ordered)
+        return _answers(self.labels, texts, self.taught(texts))
 
 
-class _RowError(Exception):
-    """Something that is no row of logits: what was found, what is allowed."""
+class Ensemble:
+    """Several teachers as one: the mean of what they believe, in log-probabilities.
 
-    def __init__(self, found: str, allowed: str):
-        super().__init__(found, allowed)
-        self.found, self.allowed = found, allowed
+        logits_c = 1/n sum_i log softmax(z_i)_c        of intents, and of the tags of each word
+
+    Words are those of the first teacher with tags; what another says of its words counts where they overlap (see
+    `_aligned`). A teacher without entities, or that saw nothing of a word, has no vote there.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher]):
+        """Errors: ConfigError for no teacher, or for teachers of different intents or entity labels."""
+        if not teachers:
+            raise ConfigError("an ensemble of 0 teachers; allowed: 1 or more")
+        self.teachers = tuple(teachers)
+        first: Labels = teachers[0].labels
+        tagging: Labels = next((t.labels for t in teachers if t.labels.entity_labels), first)
+        for teacher in teachers:
+            for kind, wanted, found in (
+                ("intents", first.intents, teacher.labels.intents),
+                ("entity labels", tagging.entity_labels, teacher.labels.entity_labels or tagging.entity_labels),
+            ):
+                if odd := sorted(set(wanted) ^ set(found)):
+                    raise ConfigError(
+                        f"teachers of an ensemble differ in {len(odd)} {kind}: {listed(odd)}; "
+                        "allowed: teachers of the same labels, with entities or without"
+                    )
+        self.labels: Labels = Labels(first.intents, tagging.entity_labels)
+
+    def taught(self, texts: Sequence[str]) -> list[Taught]:
+        """What the teachers say of each text together."""
+        return ask_teacher(self, texts, progress=False)
+
+    def answers(self, texts: Sequence[str]) -> list[Answer]:
+        """One answer a message, in order."""
+        return _answers(self.labels, texts, self.taught(texts))
+
+    def joined(self, found: Sequence[Sequence[Taught]]) -> list[Taught]:
+        """The mean of what each teacher says of the same texts; found: one list a teacher."""
+        return [self._mean(one) for one in zip(*found, strict=True)]
+
+    def _mean(self, said: Sequence[Taught]) -> Taught:
+        """Of one text."""
+        intents, tags = [], []
+        first = next((s for s in said if s.tags is not None), None)
+        for teacher, one in zip(self.teachers, said, strict=True):
+            columns = [teacher.labels.intents.index(name) for name in self.labels.intents]
+            intents.append(_log_softmax(one.intent[columns]))
+            if first is not None and one.tags is not None:
+                tags.append(_log_softmax(_aligned(first.words, one, teacher.labels, self.labels)))
+        intent = np.mean(intents, axis=0)
+        return Taught(intent) if first is None else Taught(intent, first.words, np.nanmean(tags, axis=0))
 
 
-def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """An array of that shape, float64. Errors: _RowError."""
-    allowed = f"numbers of shape {shape}, at most {LARGEST:g} in size"
-    try:
-        found = values.detach().float().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    except (TypeError, ValueError) as error:  # lists of different lengths
-        raise _RowError(f"{shown(values)} as {what}", allowed) from error
-    if not found.size and not shape[0]:
-        return np.zeros(shape)
-    if found.dtype.kind not in "fiu" or found.shape != shape or not (np.abs(found) <= LARGEST).all():
-        raise _RowError(f"{what} of shape {found.shape}: {shown(found.tolist())}", allowed)
-    return found.astype(np.float64)
+Teacher = NLUModel | LogitsTeacher | Ensemble
 
 
-Teacher = NLUModel | LogitsTeacher
+def ask_teacher(
+    teacher: Teacher, texts: Sequence[str], progress: bool = True, folder: str | Path | None = None
+) -> list[Taught]:
+    """What the teacher says of each text, asked in blocks.
+
+    folder: answers are kept there by the content of teacher and text, block by block: who asks again, after Ctrl-C,
+    from another process or for more texts, waits for new texts only. What teachers of an ensemble say is kept apart.
+    """
+    if isinstance(teacher, Ensemble):
+        return teacher.joined([ask_teacher(t, texts, progress, folder) for t in teacher.teachers])
+    content = None if folder is None else content_of(teacher)
+    if folder is None or content is None:
+        return [said for block in _blocks(texts, len(texts), progress) for said in _said(teacher, block)]
+    with Answers(folder, content) as kept:
+        missing = kept.missing(texts)
+        for block in _blocks(missing, len(set(texts)), progress):
+            new = kept.missing(block)  # another process may have asked meanwhile
+            kept.keep(new, _said(teacher, new))
+        return kept.look_up(texts)
 
 
-def ask_teacher(teacher: Teacher, texts: Sequence[str], progress: bool = True) -> list[Taught]:
-    """What the teacher says of each text, asked in blocks."""
-    found: list[Taught] = []
-    with bar("asking the teacher", len(texts), show=progress) as advance:
-        for start in range(0, len(texts), ANSWER_BLOCK):
-            block = list(texts[start : start + ANSWER_BLOCK])
-            if isinstance(teacher, LogitsTeacher):
-                found += teacher.taught(block)
-            else:
-                encoded = teacher.tokenizer.encode_batch(block)
-                logits = teacher.logits(encoded)
-                found += [Taught(i, e.words, t) for e, (i, t) in zip(encoded, logits, strict=True)]
+def content_of(teacher: NLUModel | LogitsTeacher) -> str | None:
+    """SHA-256 of all that decides a teacher's logits; None for a function without a version."""
+    if isinstance(teacher, LogitsTeacher):
+        made_of: Any = [teacher.version, teacher.labels.intents, teacher.classes.tags]
+        return None if teacher.version is None else hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    model = {k: v for k, v in teacher.describe().items() if k != "labels"}  # temperature and threshold change nothing
+    made_of = [model, teacher.labels.intents, teacher.labels.entity_labels, teacher.tokenizer.sha256]
+    found = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+    for name, module, _ in teacher.matrices():
+        found.update(f"{name} {computes(module)}".encode())
+        found.update(module.weight.detach().cpu().numpy().tobytes())
+        if (mask := mask_of(module)) is not None:
+            found.update(mask.tobytes())
+    for name, vector in teacher.vectors():
+        found.update(name.encode() + vector.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _blocks(texts: Sequence[str], total: int, progress: bool) -> Iterator[list[str]]:
+    """The texts in blocks, under a bar of which `total` less theirs is done."""
+    with bar("asking the teacher", total, total - len(texts), show=progress) as advance:
+        for start in range(0, len(texts), BLOCK):
+            block = list(texts[start : start + BLOCK])
+            yield block
             advance(len(block))
+
+
+def _said(teacher: NLUModel | LogitsTeacher, texts: list[str]) -> list[Taught]:
+    """What one teacher says of a block."""
+    if isinstance(teacher, LogitsTeacher):
+        return teacher.taught(texts)
+    encoded = teacher.tokenizer.encode_batch(texts)
+    return [Taught(i, e.words, t) for e, (i, t) in zip(encoded, teacher.logits(encoded), strict=True)]
+
+
+def _answers(labels: Labels, texts: Sequence[str], said: Sequence[Taught]) -> list[Answer]:
+    """One answer a message, in order."""
+    found = []
+    for text, t in zip(texts, said, strict=True):
+        entities: tuple[Entity, ...] = ()
+        if t.tags is not None and len(t.words):
+            entities = labels.entities(text, t.words, legal_tags(t.tags, labels.tags))
+        found.append(Answer(text, labels.intents, softmax(t.intent), entities))
     return found
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """x - log sum exp(x) over the last axis, float64; rows of NaN stay so."""
+    x = logits.astype(np.float64)
+    return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
 
 
 def soft_labels_loss(
@@ -166,12 +241,14 @@ def soft_labels_loss(
     *,
     temperature: float = 2.0,
     soft: float = 0.8,
+    folder: str | Path | None = None,
 ) -> SoftLabels:
     """(1 - s) labels_loss + s T^2 [ KL(p_T || q_T) of intents + mean over words of KL(p_T || q_T) of tags ].
 
     p_T, q_T: softmax(logits / T) of teacher and student; T^2 (it is applied here) keeps the gradient's size whatever T.
     `messages` are those that `fit` will be given, in order. Intents and tags that only the teacher has are left out;
     a teacher without entities teaches intents alone. A message without intent and entities has soft labels only.
+    folder: see ask_teacher.
     Hinton et al. 2015, arXiv:1503.02531.
     Errors: DataError where the teacher lacks an intent, or has entities and lacks an entity label, of the student.
     """
@@ -186,7 +263,7 @@ def soft_labels_loss(
                 allowed="train the teacher on the same labels, or leave these messages out",
             )
     texts = [m.text for m in messages]
-    taught = ask_teacher(teacher, texts, progress)
+    taught = ask_teacher(teacher, texts, progress, folder)
     columns = [teacher.labels.intents.index(name) for name in student.labels.intents]
     intents = torch.from_numpy(np.stack([t.intent[columns] for t in taught]).astype(np.float32))
     tags: list[Tensor] | None = None
@@ -305,64 +382,3 @@ def _aligned(words: Sequence[Span], taught: Taught, theirs: Labels, ours: Labels
         used.add(hit)
         found[at] = row
     return found
-
-
-class _File:
-    """A JSON Lines file of logits, read with distrust."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: dict[str, Any] = {}
-        self.teacher: LogitsTeacher | None = None
-        for line, source in enumerate(read_text(path).split("\n"), 1):
-            if not source.strip():
-                continue
-            try:
-                row = json.loads(source)
-            except (ValueError, RecursionError) as error:
-                self.fail(f"not JSON ({type(error).__name__})", "one JSON object a line", line)
-            if not isinstance(row, dict):
-                self.fail(f"row is {shown(row)}", "one JSON object a line", line)
-            if self.teacher is None:
-                self.teacher = self.read_head(row, line)
-            else:
-                self.read_row(row, line, self.teacher)
-        if not self.rows:
-            self.fail("no logits", "a line with the names of the classes, then one line a text", None)
-
-    def read_head(self, row: dict[str, Any], line: int) -> LogitsTeacher:
-        allowed = 'a first line {"intents": [names], "tags": [names]}'
-        for key in ("intents", "tags"):
-            names = row.get(key, [] if key == "tags" else None)
-            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                self.fail(f"{key} is {shown(names)}", allowed, line)
-        try:
-            return LogitsTeacher(self.look_up, row["intents"], row.get("tags", []))
-        except ConfigError as error:
-            self.fail(str(error), allowed, line)
-
-    def read_row(self, row: dict[str, Any], line: int, teacher: LogitsTeacher) -> None:
-        keys = ("text", "intent", "words", "tags") if teacher.given_tags else ("text", "intent")
-        missing = [key for key in keys if key not in row]
-        if missing or not isinstance(row["text"], str):
-            self.fail(f"row without {missing[0] if missing else 'text'}", f"the keys {', '.join(keys)}", line)
-        found = (row["intent"], row["words"], row["tags"]) if teacher.given_tags else row["intent"]
-        text = row["text"]
-        try:
-            teacher._checked(text, found)
-        except _RowError as error:
-            self.fail(error.found, error.allowed, line)
-        self.rows[text] = found
-
-    def look_up(self, texts: list[str]) -> list[Any]:
-        missing = [text for text in texts if text not in self.rows]
-        if missing:
-            raise DataError(
-                f"no logits of {shown(missing[0])} ({len(missing)} of {len(texts)} texts asked for)",
-                allowed="a file of logits answers the texts that it holds, character by character; add a line for each",
-                path=self.path,
-            )
-        return [self.rows[text] for text in texts]
-
-    def fail(self, found: str, allowed: str, line: int | None) -> NoReturn:
-        raise DataError(found, allowed=f"allowed: {allowed}", path=self.path, line=line)
