@@ -20,9 +20,12 @@ MAX_TOKENS = 128
 
 
 class PlainBert(nn.Module):
-    """ids (B, T) and, for padded batches, mask (B, T) of 0 and 1 -> intent logits (B, C)."""
+    """ids (B, T) and, for padded batches, mask (B, T) of 0 and 1 -> intent logits (B, C).
 
-    def __init__(self, model: NLUModel, one_qkv: bool):
+    tags: a model with an entity head also gives the tag logits of every token (B, T, n_tags).
+    """
+
+    def __init__(self, model: NLUModel, one_qkv: bool, tags: bool = False):
         super().__init__()
         encoder = model.encoder
         self.words = nn.Embedding.from_pretrained(encoder.words.weight.detach())
@@ -32,18 +35,21 @@ class PlainBert(nn.Module):
         for layer, bias in zip(self.layers, _relative_biases(encoder), strict=True):
             layer.register_buffer("relative_bias", bias)
         self.head = _linear(model.intent_head)
+        self.tag_head = _linear(model.tag_head) if tags and model.tag_head is not None else None
         self.eval().requires_grad_(False)
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean over the message's tokens, then the intent head."""
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The intent head on the mean over the message's tokens, the entity head on every token."""
         additive = None if mask is None else (mask[:, None, None].float() - 1) * 1e9
         x = self.norm(self.words(ids) + self.positions[: ids.shape[1]])
         for layer in self.layers:
             x = layer(x, additive)
         if mask is None:
-            return self.head(x.mean(1))
-        weights = mask.to(x.dtype)[:, :, None]
-        return self.head((x * weights).sum(1) / weights.sum(1))
+            pooled = x.mean(1)
+        else:
+            weights = mask.to(x.dtype)[:, :, None]
+            pooled = (x * weights).sum(1) / weights.sum(1)
+        return self.head(pooled) if self.tag_head is None else (self.head(pooled), self.tag_head(x))
 
 
 class PlainLayer(nn.Module):
@@ -85,9 +91,9 @@ def _relative_biases(encoder: Encoder) -> list[Tensor | None]:
     return [layer.attention.relative_bias.detach()[buckets].permute(2, 0, 1) for layer in encoder.layers]
 
 
-def plain_bert(folder: Path, one_qkv: bool = True) -> PlainBert:
+def plain_bert(folder: Path, one_qkv: bool = True, tags: bool = False) -> PlainBert:
     """Read a model folder."""
-    return PlainBert(NLUModel.load(folder), one_qkv)
+    return PlainBert(NLUModel.load(folder), one_qkv, tags)
 
 
 def _linear(source: Linear) -> nn.Linear:

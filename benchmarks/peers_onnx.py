@@ -11,19 +11,24 @@ from pathlib import Path
 import onnx
 
 
-def export_onnx(folder: Path, path: Path, one_qkv: bool, masked: bool = False) -> None:
-    """PyTorch's exporter: ids (B, T) int64, with `masked` also mask (B, T) int64 -> logits (B, C); B and T are free."""
+def export_onnx(folder: Path, path: Path, one_qkv: bool, masked: bool = False, tags: bool = False) -> None:
+    """PyTorch's exporter: ids (B, T) int64, with `masked` also mask (B, T) int64 -> logits (B, C); B and T are free.
+
+    tags: also the tag logits (B, T, n_tags) of a model with an entity head.
+    """
     import torch
     from peers_bert import plain_bert
 
+    module = plain_bert(folder, one_qkv, tags)
     names = ["ids", "mask"] if masked else ["ids"]
+    per_token = [*names, "tags"] if module.tag_head is not None else names
     torch.onnx.export(
-        plain_bert(folder, one_qkv),
+        module,
         (torch.ones((2, 16), dtype=torch.int64),) * len(names),
         str(path),
         input_names=names,
-        output_names=["logits"],
-        dynamic_axes={name: {0: "B", 1: "T"} for name in names},
+        output_names=["logits", *per_token[len(names) :]],
+        dynamic_axes={name: {0: "B", 1: "T"} for name in per_token},
         opset_version=17,
         dynamo=False,
     )
