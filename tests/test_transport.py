@@ -13,7 +13,7 @@ import zstandard
 from cli_cases import Call
 
 import flyweight as fw
-from flyweight import transport
+from flyweight import artifact, transport
 from flyweight.errors import ArtifactError, FlyweightError, MissingExtraError
 from flyweight.forms import Float32, Sparse
 from flyweight.forms.codes import Codes
@@ -124,7 +124,7 @@ def test_a_relative_cache_folder_does_not_count(monkeypatch: pytest.MonkeyPatch,
 def test_links_with_the_name_of_a_temporary_file_are_not_followed(
     bot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport.secrets, "token_hex", lambda n: "name")
+    monkeypatch.setattr(artifact.secrets, "token_hex", lambda n: "name")
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / ".bot.fly.zst.name.part").symlink_to(victim)

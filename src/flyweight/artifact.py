@@ -17,9 +17,12 @@ import json
 import math
 import mmap
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,7 +32,10 @@ from flyweight.forms import Form, Layout, check, multiplied_layout, unpack
 FORMAT_VERSION = 1
 NUMERICS_VERSION = 1
 LAYOUT = "panels"  # see `matrix_layout` and forms/panels.py
-LOOKED_UP = ("embeddings.words", "embeddings.positions")  # by row; all other matrices are multiplied
+# By row; all other matrices are multiplied.
+LOOKED_UP = ("embeddings.words", "embeddings.positions", "embeddings.ngrams")
+RECURRENT = (".lstm.forward", ".lstm.backward")  # ends of names; they multiply h, in [-1, 1]
+RECURRENT_STEP = float(np.float32(1 / 127))  # of h, where weights are no floats
 ALIGN = 64
 MATRIX_ACTIVATIONS = ("float", "int8", "static")  # what a matrix is multiplied with
 MAX_HEADER = 64 << 20
@@ -179,19 +185,25 @@ def write(path: str | Path, manifest: dict[str, Any], arrays: dict[str, np.ndarr
         offset += size
     head = json.dumps(header, ensure_ascii=False).encode()
     head += b" " * (_padded(8 + len(head)) - 8 - len(head))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)
-            for a in stored.values():
-                file.write(a.tobytes())
-                file.write(bytes(_padded(a.nbytes) - a.nbytes))
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for a in stored.values():
+            file.write(a.tobytes())
+            file.write(bytes(_padded(a.nbytes) - a.nbytes))
     return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when all has gone well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        with trial.open("xb") as file:
+            yield file
+        os.replace(trial, path)
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> Artifact:

@@ -17,16 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from flyweight.artifact import Artifact, check_sums, read, verify
+from flyweight.artifact import Artifact, check_sums, read, verify, whole_file
 from flyweight.errors import ArtifactError, MissingExtraError
 from flyweight.forms import Codes, Float32, Form, Int8, Sparse
 
@@ -59,7 +56,7 @@ def pack(fly: str | Path, out: str | Path | None = None) -> Packed:
     parameters = zstd.ZstdCompressionParameters.from_level(LEVEL, write_content_size=True, write_checksum=True)
     coder = zstd.ZstdCompressor(compression_params=parameters)
     packed = coder.compress(artifact.path.read_bytes())
-    with _whole(path) as file:
+    with whole_file(path) as file:
         file.write(packed)
     weights = artifact.manifest["weights"]
     ours = {key for key in artifact.arrays if key.rpartition(".")[0] in weights and not key.endswith(".bias")}
@@ -86,7 +83,7 @@ def unpack(packed: str | Path, out: str | Path | None = None) -> Artifact:
         raise ArtifactError(f"{path} is no name for a plain file; its name must end in .fly")
     content = _content(packed)
     size = _size(packed, content)
-    with _whole(path) as file:
+    with whole_file(path) as file:
         _decode(packed, content, size, file)
         file.flush()
         try:
@@ -198,21 +195,6 @@ def _sound(path: Path) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when all has gone well, and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        with trial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(trial, path)
-    finally:
-        trial.unlink(missing_ok=True)
 
 
 def _zstandard() -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from flyweight.analyse.quantized import set_bits
-from flyweight.artifact import ALIGN, matrix_layout, read, write
+from flyweight.artifact import ALIGN, matrix_layout, whole_file, write
 from flyweight.errors import ConfigError
-from flyweight.export.fly import contents
+from flyweight.export.fly import contents, unproved
 from flyweight.forms import INNER, Codes
 from flyweight.forms.int8 import int8_rows
 from flyweight.forms.panels import PLANES
@@ -108,10 +107,8 @@ def milliseconds(
         return kept
     found = _measure(model, texts, timed, progress)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
-        unfinished.replace(path)
+        with whole_file(path) as file:
+            file.write(json.dumps(asdict(found), indent=1).encode())
     return found
 
 
@@ -186,5 +183,4 @@ def random_codes(module: Matrix, bits: int) -> Codes:
 
 def _parser(model: NLUModel, path: Path) -> Parser:
     """The model in the native engine, from a file without golden samples that is only timed."""
-    manifest, arrays = contents(model)
-    return Parser(read(write(path, manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays)), engine="native")
+    return Parser(unproved(path, *contents(model)), engine="native")

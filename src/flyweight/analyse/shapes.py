@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +27,9 @@ import numpy as np
 
 from flyweight.analyse.costs import random_codes
 from flyweight.analyse.quantized import set_bits
-from flyweight.artifact import read, write
+from flyweight.artifact import whole_file
 from flyweight.errors import ConfigError
-from flyweight.export.fly import contents
+from flyweight.export.fly import contents, unproved
 from flyweight.forms.int8 import int8_rows
 from flyweight.measure.latency import compare, single_thread
 from flyweight.measure.machine import machine
@@ -137,10 +136,8 @@ class Clock:
 
     def _keep(self) -> None:
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-            unfinished.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
-            unfinished.replace(self.path)
+            with whole_file(self.path) as file:
+                file.write(json.dumps(self.known, indent=1).encode())
 
 
 def packed_at_random(like: NLUModel, config: EncoderConfig, bits: int) -> NLUModel:
@@ -167,8 +164,7 @@ def spread(encoded: Sequence[Encoded], n: int = N_LENGTHS) -> list[Encoded]:
 
 def engine_of(model: NLUModel, path: Path) -> native.Native:
     """The model in the native engine, from a file without golden samples that is only timed."""
-    manifest, arrays = contents(model)
-    return native.Native(read(write(path, manifest | {"golden": {"texts": [], "tolerance": 0.0}}, arrays)))
+    return native.Native(unproved(path, *contents(model)))
 
 
 def compare_engines(

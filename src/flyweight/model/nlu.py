@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyweight.answers import Answer, Labels
-from flyweight.artifact import check_integer_only, check_multiplied
+from flyweight.artifact import check_integer_only, check_multiplied, whole_file
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
 from flyweight.forms import Form, finite, pack, unpack
 from flyweight.model import integers
@@ -236,8 +236,8 @@ class NLUModel(nn.Module):
             ("tokenizer.json", self.tokenizer.source.encode()),
             ("config.json", json.dumps(config, indent=1).encode()),
         ):
-            (folder / f"{name}.part").write_bytes(content)
-            (folder / f"{name}.part").replace(folder / name)
+            with whole_file(folder / name) as file:
+                file.write(content)
         return folder
 
     @classmethod

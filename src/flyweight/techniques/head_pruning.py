@@ -19,16 +19,8 @@ from typing import Any, ClassVar
 
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import keep_heads
-from flyweight.techniques.room import (
-    Run,
-    check_choice,
-    check_count,
-    check_share,
-    check_training,
-    check_whole,
-    cut_in_rounds,
-)
-from flyweight.training.importance import counts, head_importance, most_important
+from flyweight.techniques.room import Run, check_rounds, cut_in_rounds
+from flyweight.training.importance import MaskGradients, head_importance, most_important
 from flyweight.training.quantized import Distil
 
 
@@ -57,28 +49,16 @@ class HeadPruning:
     ZERO: ClassVar[dict[str, Any] | None] = {"keep": 1.0}
 
     def __post_init__(self) -> None:
-        check_share("head_pruning", "keep", self.keep)
-        check_share("head_pruning", "step", self.step, zero=False)
-        check_whole("head_pruning", "between", self.between, 0, 1000)
-        check_count("head_pruning", "epochs", self.epochs, 0, 1000)
-        check_training("head_pruning", None, self.learning_rate)
-        check_choice("head_pruning", "distil", self.distil, (None, "logits", "hidden"))
-        check_whole("head_pruning", "n_messages", self.n_messages, 1, 100_000)
+        check_rounds("head_pruning", self)
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A smaller model. Interrupted, its trainings go on from run.folder.
 
         Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
         """
-        kept = counts(sum(s.heads for s in model.encoder.config.layers), self.keep, self.step)
-        return cut_in_rounds(
-            model,
-            run,
-            kept,
-            lambda now, gradients, count: keep_heads(now, most_important(head_importance(gradients), count)),
-            n_messages=self.n_messages,
-            between=self.between,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            distil=self.distil,
-        )
+        n_units = sum(s.heads for s in model.encoder.config.layers)
+
+        def cut(now: NLUModel, gradients: MaskGradients, count: int) -> NLUModel:
+            return keep_heads(now, most_important(head_importance(gradients), count))
+
+        return cut_in_rounds(model, run, n_units, cut, self)

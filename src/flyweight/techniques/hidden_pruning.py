@@ -27,7 +27,7 @@ from flyweight.errors import ConfigError, DataError
 from flyweight.model.nlu import NLUModel
 from flyweight.model.slicing import hidden_moments, sliced
 from flyweight.model.surgery import unpacked_copy
-from flyweight.techniques.room import Run, check_count, check_share, check_training, check_whole, retrained
+from flyweight.techniques.room import Run, check_share, check_training, check_whole, retrained
 
 NARROWEST = 8  # of the hidden size: with fewer, LayerNorm leaves next to nothing of a token
 
@@ -53,8 +53,7 @@ class HiddenPruning:
     def __post_init__(self) -> None:
         check_share("hidden_pruning", "keep", self.keep, zero=False)
         check_whole("hidden_pruning", "n_messages", self.n_messages, 1, 100_000)
-        check_count("hidden_pruning", "epochs", self.epochs, 0, 1000)
-        check_training("hidden_pruning", None, self.learning_rate)
+        check_training("hidden_pruning", self.epochs, self.learning_rate, fewest=0)
         check_whole("hidden_pruning", "splices", self.splices, 0, 100)
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:

@@ -63,8 +63,7 @@ class LayerPruning:
         check_count("layer_pruning", "keep", self.keep, 0, MOST)
         check_choice("layer_pruning", "cost", self.cost, ("agreement", "loss"))
         check_whole("layer_pruning", "between", self.between, 0, 1000)
-        check_count("layer_pruning", "epochs", self.epochs, 0, 1000)
-        check_training("layer_pruning", None, self.learning_rate)
+        check_training("layer_pruning", self.epochs, self.learning_rate, fewest=0)
         check_choice("layer_pruning", "distil", self.distil, (None, "logits", "hidden"))
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
-from flyweight.techniques.room import Run, check_choice, check_count, check_training, pruned
+from flyweight.techniques.room import Run, check_choice, check_training, pruned
 from flyweight.training.pruning import SCHEDULES, SCOPES, Plan, Schedule, Scope, check_removed, share_removed
 from flyweight.training.quantized import Distil
 
@@ -66,8 +66,7 @@ class Magnitude:
         check_choice("magnitude", "scope", self.scope, SCOPES)
         check_choice("magnitude", "schedule", self.schedule, SCHEDULES)
         check_choice("magnitude", "heads", self.heads, (True, False))
-        check_count("magnitude", "epochs", self.epochs, 0, 1000)
-        check_training("magnitude", self.epochs or None, self.learning_rate)
+        check_training("magnitude", self.epochs, self.learning_rate, fewest=0)
         if self.epochs == 0 and self.schedule != "one-shot":
             allowed = "none, or a whole number from 1 to 1000; 0 only with schedule one-shot"
             raise ConfigError(f"magnitude: epochs is 0; allowed: {allowed}")
@@ -85,12 +84,4 @@ class Magnitude:
             scope=self.scope,
             schedule=self.schedule,
         )
-        return pruned(
-            model,
-            run,
-            plan,
-            heads=self.heads,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            distil=self.distil,
-        )
+        return pruned(model, run, plan, self)

@@ -80,12 +80,4 @@ class Movement:
             scope="matrix" if self.mode == "hard" else "global",
             schedule="gradual",
         )
-        return pruned(
-            model,
-            run,
-            plan,
-            heads=self.heads,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            distil=self.distil,
-        )
+        return pruned(model, run, plan, self)

@@ -18,16 +18,8 @@ from typing import Any, ClassVar
 
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import keep_neurons
-from flyweight.techniques.room import (
-    Run,
-    check_choice,
-    check_count,
-    check_share,
-    check_training,
-    check_whole,
-    cut_in_rounds,
-)
-from flyweight.training.importance import counts, most_important, neuron_importance
+from flyweight.techniques.room import Run, check_rounds, cut_in_rounds
+from flyweight.training.importance import MaskGradients, most_important, neuron_importance
 from flyweight.training.quantized import Distil
 
 
@@ -56,28 +48,16 @@ class NeuronPruning:
     ZERO: ClassVar[dict[str, Any] | None] = {"keep": 1.0}
 
     def __post_init__(self) -> None:
-        check_share("neuron_pruning", "keep", self.keep)
-        check_share("neuron_pruning", "step", self.step, zero=False)
-        check_whole("neuron_pruning", "between", self.between, 0, 1000)
-        check_count("neuron_pruning", "epochs", self.epochs, 0, 1000)
-        check_training("neuron_pruning", None, self.learning_rate)
-        check_choice("neuron_pruning", "distil", self.distil, (None, "logits", "hidden"))
-        check_whole("neuron_pruning", "n_messages", self.n_messages, 1, 100_000)
+        check_rounds("neuron_pruning", self)
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A smaller model. Interrupted, its trainings go on from run.folder.
 
         Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
         """
-        kept = counts(sum(s.ffn for s in model.encoder.config.layers), self.keep, self.step)
-        return cut_in_rounds(
-            model,
-            run,
-            kept,
-            lambda now, gradients, count: keep_neurons(now, most_important(neuron_importance(gradients), count)),
-            n_messages=self.n_messages,
-            between=self.between,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            distil=self.distil,
-        )
+        n_units = sum(s.ffn for s in model.encoder.config.layers)
+
+        def cut(now: NLUModel, gradients: MaskGradients, count: int) -> NLUModel:
+            return keep_neurons(now, most_important(neuron_importance(gradients), count))
+
+        return cut_in_rounds(model, run, n_units, cut, self)

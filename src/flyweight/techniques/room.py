@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import unpacked_copy
-from flyweight.training.importance import MaskGradients, mask_gradients
+from flyweight.training.importance import MaskGradients, counts, mask_gradients
 from flyweight.training.loop import TrainingSettings
 from flyweight.training.losses import Loss, labels_loss
 from flyweight.training.pruning import AUTO_STEPS as PRUNING_STEPS
@@ -53,6 +53,37 @@ class Technique(Protocol):
         ...
 
 
+class _Trained(Protocol):
+    """Settings of a room that trains."""
+
+    @property
+    def epochs(self) -> int | None: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def distil(self) -> Distil: ...
+
+
+class _Masking(_Trained, Protocol):
+    """Settings of a room that prunes single weights."""
+
+    @property
+    def heads(self) -> bool: ...
+
+
+class _InRounds(_Trained, Protocol):
+    """Settings of a room that cuts in rounds."""
+
+    @property
+    def keep(self) -> float: ...
+    @property
+    def step(self) -> float: ...
+    @property
+    def between(self) -> int: ...
+    @property
+    def n_messages(self) -> int: ...
+
+
 def retrained(
     model: NLUModel,
     run: Run,
@@ -92,34 +123,25 @@ def retrained(
     )
 
 
-def pruned(
-    model: NLUModel,
-    run: Run,
-    plan: Plan,
-    *,
-    heads: bool,
-    epochs: int | None,
-    learning_rate: float,
-    distil: Distil,
-) -> NLUModel:
+def pruned(model: NLUModel, run: Run, plan: Plan, room: _Masking) -> NLUModel:
     """A copy with masks, its matrices float; of packed ones what they decode to.
 
-    plan: its n_steps are those of the training; heads: as in `prunable`; epochs: 0 prunes at once, None aims at 3000
-    steps. Errors: DataError where nothing can be learnt from.
+    plan: its n_steps are those of the training; room.heads: as in `prunable`; room.epochs: 0 prunes at once, None aims
+    at 3000 steps. Errors: DataError where nothing can be learnt from.
     """
     model = model.copy()
-    matrices = prunable(model.unpack(), heads) if plan.sparsity else []
+    matrices = prunable(model.unpack(), room.heads) if plan.sparsity else []
     if not matrices:
         return model
-    if epochs == 0:
+    if room.epochs == 0:
         prune(matrices, plan)
         return model
     return retrained(
         model,
         run,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        distil=distil,
+        epochs=room.epochs,
+        learning_rate=room.learning_rate,
+        distil=room.distil,
         n_steps=PRUNING_STEPS,
         while_training=lambda n_steps: Pruner(matrices, replace(plan, n_steps=n_steps)).while_training,
     )
@@ -128,20 +150,16 @@ def pruned(
 def cut_in_rounds(
     model: NLUModel,
     run: Run,
-    kept: Sequence[int],
+    n_units: int,
     cut: Callable[[NLUModel, MaskGradients, int], NLUModel],
-    *,
-    n_messages: int,
-    between: int,
-    epochs: int | None,
-    learning_rate: float,
-    distil: Distil,
+    room: _InRounds,
 ) -> NLUModel:
-    """A smaller model: for each count of units kept, score on training messages, cut, train.
+    """A smaller model: for each count of the n_units kept, score on training messages, cut, train.
 
-    cut(model, gradients of its masks, count) -> a model; between: epochs after each round but the last.
+    cut(model, gradients of its masks, count) -> a model; room.between: epochs after each round but the last.
     Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
     """
+    kept = counts(n_units, room.keep, room.step)
     if not kept:
         return model.copy()
     model = unpacked_copy(model)
@@ -149,7 +167,7 @@ def cut_in_rounds(
         gradients = mask_gradients(
             model,
             run.data.train,
-            n_messages,
+            room.n_messages,
             loss=run.loss,
             seed=run.seed,
             device=run.device,
@@ -158,9 +176,9 @@ def cut_in_rounds(
         model = retrained(
             cut(model, gradients, count),
             run,
-            epochs=epochs if count == kept[-1] else between,
-            learning_rate=learning_rate,
-            distil=distil,
+            epochs=room.epochs if count == kept[-1] else room.between,
+            learning_rate=room.learning_rate,
+            distil=room.distil,
         )
     return model
 
@@ -203,8 +221,18 @@ def check_share(room: str, name: str, value: object, zero: bool = True) -> None:
         raise ConfigError(f"{room}: {name} is {value!r}; allowed: {allowed}")
 
 
-def check_training(room: str, epochs: object, learning_rate: object) -> None:
-    """Refuse epochs and learning rates that no training has."""
-    check_count(room, "epochs", epochs, 1, 1000)
+def check_rounds(name: str, room: _InRounds) -> None:
+    """Refuse settings that no pruning in rounds has."""
+    check_share(name, "keep", room.keep)
+    check_share(name, "step", room.step, zero=False)
+    check_whole(name, "between", room.between, 0, 1000)
+    check_training(name, room.epochs, room.learning_rate, fewest=0)
+    check_choice(name, "distil", room.distil, (None, "logits", "hidden"))
+    check_whole(name, "n_messages", room.n_messages, 1, 100_000)
+
+
+def check_training(room: str, epochs: object, learning_rate: object, fewest: int = 1) -> None:
+    """Refuse epochs and learning rates that no training has; fewest: 0 where a room may leave training out."""
+    check_count(room, "epochs", epochs, fewest, 1000)
     if type(learning_rate) not in (int, float) or not 0 < learning_rate < 1:  # type: ignore[operator]
         raise ConfigError(f"{room}: learning_rate is {learning_rate!r}; allowed: a number above 0 and below 1")

@@ -32,7 +32,7 @@ from flyweight.data.splits import sample
 from flyweight.errors import ConfigError, FlyweightWarning
 from flyweight.model.nlu import NLUModel
 from flyweight.model.surgery import unpacked_copy
-from flyweight.techniques.room import Run, check_choice, check_count, check_training, check_whole, retrained
+from flyweight.techniques.room import Run, check_choice, check_training, check_whole, retrained
 from flyweight.training.loop import TrainingSettings, auto_epochs
 
 GRAINS = ("heads", "neurons", "layers")
@@ -78,8 +78,7 @@ class StructuredPruning:
         check_choice("structured", "structures", self.structures, STRUCTURES)
         check_choice("structured", "bits", self.bits, (8, 4, 2, 1))
         check_whole("structured", "rounds", self.rounds, 1, 20)
-        check_count("structured", "epochs", self.epochs, 0, 1000)
-        check_training("structured", None, self.learning_rate)
+        check_training("structured", self.epochs, self.learning_rate, fewest=0)
         check_whole("structured", "splices", self.splices, 0, 100)
         if self.target_ms is not None and self.speedup is not None:
             raise ConfigError("structured: target_ms and speedup are given; give one of them")
