@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from random_models import VARIANTS, random_model
+from random_models import KINDS, VARIANTS, random_model
 
 from flyweight.artifact import Artifact
 from flyweight.export.fly import contents
@@ -98,7 +98,7 @@ def packed(like: NLUModel, shape: str, packing: str, std: float = 0.08) -> NLUMo
 
     Static forms have integer attention too, a mixed model in every other layer, whatever qkv is.
     """
-    model = random_model(like, **({"std": std} | SHAPES[shape]))
+    model = random_model(like, **({"std": std} | (SHAPES | KINDS)[shape]))
     choices = list(PACKINGS.values()) if packing == "mixed" else [PACKINGS[packing]]
     for i, (name, module, part) in enumerate(model.matrices()):
         make, activations = choices[7 * i % len(choices)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flyweight.data.messages import NLUData
-from flyweight.model.encoder import EncoderConfig, LayerShape
+from flyweight.model.encoder import ConvolutionShape, EncoderConfig, LayerShape, LSTMShape, Shape
 from flyweight.model.nlu import NLUModel
 from flyweight.runtime.reference import rms_difference
 from flyweight.techniques.room import Run
@@ -28,16 +28,37 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "projected": {"embedding": 13, "pooling": "cls+gelu"},
     "entities only": {"intents": False, "embedding": 35, "relative_buckets": 32},
 }
+# A layer in short: (heads, FFN width) of a transformer's, the width of a convolution, or "lstm".
+Short = tuple[int, int] | int | str
+# Students: layers of other kinds, or none.
+KINDS: dict[str, dict[str, Any]] = {
+    "lstm": {"layers": ("lstm", "lstm")},
+    "lstm alone": {"layers": ("lstm",), "hidden": 2, "head_size": 1, "entities": False},
+    "convolution": {"layers": (3, 1, 5), "pooling": "max"},
+    "wide convolution": {"layers": (15,), "activation": "relu", "embedding": 13},
+    "bag": {"layers": (), "ngrams": 50, "pooling": "max"},
+    "bag of means": {"layers": (), "ngrams": 7, "embedding": 13, "entities": False},
+    "kinds mixed": {"layers": (3, "lstm", (3, 37), 5, "lstm", (0, 21)), "ngrams": 64, "relative_buckets": 32},
+    "lstm, cls": {"layers": ("lstm", (2, 21)), "pooling": "cls+tanh", "activation": "gelu_tanh", "ngrams": 1},
+}
+
+
+def shape_of(layer: Short) -> Shape:
+    """The shape that a short name stands for."""
+    if isinstance(layer, tuple):
+        return LayerShape(heads=layer[0], ffn=layer[1])
+    return LSTMShape() if layer == "lstm" else ConvolutionShape(width=int(layer))
 
 
 def random_model(
     like: NLUModel,
     *,
-    layers: Sequence[tuple[int, int]] = ((3, 37), (2, 21)),
+    layers: Sequence[Short] = ((3, 37), (2, 21)),
     hidden: int = HIDDEN,
     head_size: int = HEAD_SIZE,
     embedding: int = 0,
     relative_buckets: int = 0,
+    ngrams: int = 0,
     activation: str = "gelu",
     pooling: Any = "mean",
     intent_head: Any = "linear",
@@ -47,16 +68,17 @@ def random_model(
     tokenizer: Tokenizer | None = None,
     seed: int = 0,
 ) -> NLUModel:
-    """A model with labels and card of `like`, and its tokenizer unless another one; layers are (heads, FFN width)."""
+    """A model with labels and card of `like`, and its tokenizer unless another one."""
     tokenizer = tokenizer or Tokenizer(like.tokenizer.source, 40)
     config = EncoderConfig(
         vocab_size=tokenizer.vocab_size,
         hidden=hidden,
         head_size=head_size,
         embedding=embedding,
-        layers=tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in layers),
+        layers=tuple(shape_of(layer) for layer in layers),
         max_positions=40,
         relative_buckets=relative_buckets,
+        ngrams=ngrams,
         activation=activation,
     )
     labels = replace(
@@ -75,8 +97,8 @@ def random_model(
 
 
 def variant(like: NLUModel, name: str) -> NLUModel:
-    """One of VARIANTS."""
-    return random_model(like, **VARIANTS[name])
+    """One of VARIANTS or KINDS."""
+    return random_model(like, **(VARIANTS | KINDS)[name])
 
 
 def quiet_run(data: NLUData, teacher: NLUModel) -> Run:
@@ -115,7 +137,8 @@ def counted(clock: Any, config: EncoderConfig, n_calls: int) -> tuple[float, flo
 
     def weights(of: EncoderConfig) -> int:
         return 400 + sum(
-            2 + 4 * of.hidden * of.head_size * layer.heads + 2 * of.hidden * layer.ffn for layer in of.layers
+            2 + 4 * of.hidden * of.head_size * layer.heads + 2 * of.hidden * layer.ffn
+            for layer in of.transformer_shapes("counted")
         )
 
     return 2.0, weights(config) / weights(clock.config)

@@ -116,7 +116,7 @@ MISFITS: list[tuple[str, Edit, str]] = [
         lambda m, a: m["model"]["encoder"]["layers"].append({"heads": 1, "ffn": 1}),
         "matrix 'layers.2.attention.qkv' is",
     ),
-    ("pooling", lambda m, a: m["model"].update(pooling="max"), r"pooling is 'max'; allowed: mean, cls, cls\+tanh"),
+    ("pooling", lambda m, a: m["model"].update(pooling="min"), r"pooling is 'min'; allowed: mean, max, cls, cls\+tanh"),
     (
         "activation",
         lambda m, a: m["model"]["encoder"].update(activation="swish"),

@@ -163,6 +163,7 @@ def test_poolings_by_hand() -> None:
     hidden = torch.tensor([[[1.0, 2], [3, 6], [50, 50]], [[5, 1], [7, 3], [9, 5]]]).repeat(1, 1, 8)  # (2, 3, 16)
     mask = torch.tensor([[True, True, False], [True, True, True]])
     assert make(pooling="mean").pool(hidden, mask)[:, :2].tolist() == [[2, 4], [7, 3]]
+    assert make(pooling="max").pool(hidden, mask)[:, :2].tolist() == [[3, 6], [9, 5]]
     assert make(pooling="cls").pool(hidden, mask)[:, :2].tolist() == [[1, 2], [5, 1]]
     model = make(pooling="cls+tanh")
     assert model.pooler is not None
@@ -172,8 +173,8 @@ def test_poolings_by_hand() -> None:
 
 def test_unknown_pooling_and_foreign_tokenizer_are_refused() -> None:
     model = make()
-    with pytest.raises(ConfigError, match=r"pooling is 'max'; allowed: mean, cls, cls\+tanh"):
-        NLUModel(model.encoder.config, model.tokenizer, model.labels, pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"pooling is 'min'; allowed: mean, max, cls, cls\+tanh"):
+        NLUModel(model.encoder.config, model.tokenizer, model.labels, pooling="min")  # type: ignore[arg-type]
     small = EncoderConfig(vocab_size=5, hidden=16, head_size=4, layers=(), max_positions=24)
     with pytest.raises(
         CheckpointError, match=r"the tokenizer has .* ids, the model 5 word embeddings; they must come from"

@@ -1,4 +1,4 @@
-"""Relative position buckets (MPNet, T5): which learned bias a pair of tokens gets. NumPy only."""
+"""Buckets: the learned bias of two tokens by their distance (MPNet, T5), the row of a bigram. NumPy only."""
 
 from __future__ import annotations
 
@@ -28,3 +28,28 @@ def distance_buckets(distance: np.ndarray, n_buckets: int, max_distance: int) ->
     ratio = log / np.float32(np.log(max_distance / exact))
     large = np.minimum(exact + (ratio * np.float32(half - exact)).astype(np.int64), half - 1)
     return np.where(n < exact, n, large) + np.where(distance > 0, half, 0)
+
+
+NO_TOKEN = 0xFFFFFFFF  # before the first
+
+
+def bigram_buckets(ids: np.ndarray, n_buckets: int) -> np.ndarray:
+    """Row of each token's bigram (id of the token before, own id), of n_buckets; ids (..., T) -> (..., T) int64.
+
+        bucket(a, b) = mix(a * 0x9E3779B1 + b) mod n_buckets     in uint32; a = 0xFFFFFFFF before the first token
+        mix(h): h ^= h >> 16;  h *= 0x85EBCA6B;  h ^= h >> 13;  h *= 0xC2B2AE35;  h ^= h >> 16
+
+    mix is the end of MurmurHash3: every bit of h moves every bit of the bucket. Source: hashed n-gram rows as in
+    fastText, Joulin et al. 2016, arXiv:1607.01759.
+    """
+    b = ids.astype(np.uint32)
+    a = np.empty_like(b)
+    a[..., :1], a[..., 1:] = NO_TOKEN, b[..., :-1]
+    h = a * np.uint32(0x9E3779B1) + b
+    h ^= h >> np.uint32(16)
+    h *= np.uint32(0x85EBCA6B)
+    h ^= h >> np.uint32(13)
+    h *= np.uint32(0xC2B2AE35)
+    h ^= h >> np.uint32(16)
+    found: np.ndarray = (h % np.uint32(n_buckets)).astype(np.int64)
+    return found

@@ -2,7 +2,8 @@
 
 One class covers BERT, MiniLM, ERNIE, RoBERTa, XLM-R, DistilBERT (absolute positions), MPNet (relative position bias
 beside them) and ELECTRA (embeddings narrower than the layers). Options are plain fields of EncoderConfig; a pruned
-model is an ordinary model with other numbers in `layers`.
+model is an ordinary model with other numbers in `layers`. Students may have layers of other kinds in any order, LSTMs
+(recurrent.py) and convolutions (convolution.py), or none: embeddings of words and bigrams alone are a bag.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flyweight.errors import CheckpointError
+from flyweight.errors import CheckpointError, ConfigError
 from flyweight.model import integers
+from flyweight.model.convolution import ConvolutionLayer
 from flyweight.model.linear import Embedding, Linear, round_through, static_steps
-from flyweight.positions import relative_buckets
+from flyweight.model.recurrent import LSTMLayer
+from flyweight.positions import bigram_buckets, relative_buckets
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -30,12 +33,65 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+MAX_WIDTH = 15  # of a convolution
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """What one layer has: number of attention heads and FFN width; 0 means that the part is gone."""
+    """What a transformer layer has: number of attention heads and FFN width; 0 means that the part is gone."""
 
+    kind: ClassVar[str] = "transformer"
     heads: int
     ffn: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"heads": self.heads, "ffn": self.ffn}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMShape:
+    """A bidirectional LSTM layer: half of the hidden width a direction, so that has to be even."""
+
+    kind: ClassVar[str] = "lstm"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"lstm": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionShape:
+    """A convolution over `width` neighbouring tokens, the middle one its own: odd, from 1 to 15."""
+
+    kind: ClassVar[str] = "convolution"
+    width: int
+
+    def __post_init__(self) -> None:
+        if type(self.width) is not int or not 1 <= self.width <= MAX_WIDTH or self.width % 2 == 0:
+            raise CheckpointError(
+                f"a convolution has width {self.width!r}; allowed: odd whole numbers from 1 to {MAX_WIDTH}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"convolution": self.width}
+
+
+Shape = LayerShape | LSTMShape | ConvolutionShape
+
+
+def shape_from_dict(entry: dict[str, Any]) -> Shape:
+    """The inverse of a shape's `to_dict`. Errors: CheckpointError."""
+    if entry == {"lstm": True}:
+        return LSTMShape()
+    if set(entry) == {"convolution"}:
+        return ConvolutionShape(width=entry["convolution"])
+    if set(entry) != {"heads", "ffn"}:
+        raise CheckpointError(
+            f'a layer is {entry}; allowed: {{"heads": H, "ffn": N}}, {{"lstm": true}}, {{"convolution": WIDTH}}'
+        )
+    return LayerShape(**entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +99,9 @@ class EncoderConfig:
     """Shape and variant of an encoder.
 
     hidden: width D; head_size: d of every head (a layer with H heads has Q, K, V of (H*d, D));
+    layers: shapes, of any kinds; head_size and relative_buckets concern transformer layers alone;
     embedding: width E of the embeddings where it is not D: a projection (D, E) follows their norm; 0 for none;
+    ngrams: rows of the table of hashed token bigrams (see positions.bigram_buckets); 0 for none;
     max_positions: longest message in tokens; relative_buckets: 0 for none, else MPNet's bias with that many buckets;
     activation: gelu | gelu_tanh | relu; norm_eps: LayerNorm's epsilon;
     integer_only: all is static int8 and what lies between in integers too; see flyweight.integer_only.
@@ -52,11 +110,12 @@ class EncoderConfig:
     vocab_size: int
     hidden: int
     head_size: int
-    layers: tuple[LayerShape, ...]
+    layers: tuple[Shape, ...]
     max_positions: int
     relative_buckets: int = 0
     relative_max_distance: int = 128
     embedding: int = 0
+    ngrams: int = 0
     activation: str = "gelu"
     norm_eps: float = 1e-12
     integer_only: bool = False
@@ -67,17 +126,32 @@ class EncoderConfig:
         for name in ("vocab_size", "hidden", "head_size", "max_positions"):
             if getattr(self, name) < 1:
                 raise CheckpointError(f"encoder field {name} is {getattr(self, name)}; it must be at least 1")
-        if self.embedding < 0:
-            raise CheckpointError(f"encoder field embedding is {self.embedding}; it must be 0 or more")
+        for name in ("embedding", "ngrams"):
+            if getattr(self, name) < 0:
+                raise CheckpointError(f"encoder field {name} is {getattr(self, name)}; it must be 0 or more")
+        if self.hidden % 2 and any(shape.kind == "lstm" for shape in self.layers):
+            raise CheckpointError(
+                f"encoder field hidden is {self.hidden}; an LSTM layer has half of it a direction, so it must be even"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: written to config.json and to the .fly manifest."""
-        return asdict(self) | {"layers": [asdict(layer) for layer in self.layers]}
+        return asdict(self) | {"layers": [shape.to_dict() for shape in self.layers]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> EncoderConfig:
         """The inverse of `to_dict`."""
-        return cls(**(fields | {"layers": tuple(LayerShape(**layer) for layer in fields["layers"])}))
+        return cls(**(fields | {"layers": tuple(shape_from_dict(layer) for layer in fields["layers"])}))
+
+    def transformer_shapes(self, who: str) -> tuple[LayerShape, ...]:
+        """`layers`, for work that knows transformer layers alone. Errors: ConfigError for others, in the name `who`."""
+        found = tuple(shape for shape in self.layers if isinstance(shape, LayerShape))
+        if len(found) < len(self.layers):
+            i, shape = next((i, s) for i, s in enumerate(self.layers) if not isinstance(s, LayerShape))
+            raise ConfigError(
+                f"{who} works on transformer layers, but layers.{i} is of kind {shape.kind}; leave it out"
+            )
+        return found
 
 
 class Attention(nn.Module):
@@ -166,6 +240,18 @@ class Layer(nn.Module):
         self.attention = Attention(config, shape.heads)
         self.ffn = FeedForward(config, shape.ffn)
 
+    def matrices(self) -> Iterator[tuple[str, Linear]]:
+        """(name within the layer, module), in the order in which they multiply."""
+        yield "attention.qkv", self.attention.qkv
+        yield "attention.out", self.attention.out
+        yield "ffn.up", self.ffn.up
+        yield "ffn.down", self.ffn.down
+
+    def norms(self) -> Iterator[tuple[str, nn.LayerNorm]]:
+        """(name within the layer, module)."""
+        yield "attention.norm", self.attention.norm
+        yield "ffn.norm", self.ffn.norm
+
     def forward(self, x: Tensor, mask: Tensor, buckets: Tensor | None, dropout: float) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         if self.attention.heads:
@@ -176,10 +262,33 @@ class Layer(nn.Module):
         return self.ffn(x, dropout)
 
 
-class Encoder(nn.Module):
-    """Word and position embeddings, LayerNorm, a projection where they are narrower, then the layers.
+AnyLayer = Layer | LSTMLayer | ConvolutionLayer
 
-    Hidden states (B, T, D) come out.
+
+def new_layer(config: EncoderConfig, shape: Shape) -> AnyLayer:
+    """A layer of that shape, its weights drawn at random."""
+    if isinstance(shape, LSTMShape):
+        return LSTMLayer(config.hidden, config.norm_eps)
+    if isinstance(shape, ConvolutionShape):
+        return ConvolutionLayer(config.hidden, shape.width, ACTIVATIONS[config.activation], config.norm_eps)
+    return Layer(config, shape)
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """While only some rows of the embeddings are there (see training/loop.py).
+
+    ids (n_words,) int64: the true token id of each word row; rows (ngrams,) int64: where the row of a bucket is now.
+    """
+
+    ids: Tensor
+    rows: Tensor
+
+
+class Encoder(nn.Module):
+    """Word, position and bigram embeddings, LayerNorm, a projection where they are narrower, then the layers.
+
+    Hidden states (B, T, D) come out. `renumbered`: what the ids that come in stand for; None: themselves.
     """
 
     def __init__(self, config: EncoderConfig, dropout: float = 0.1):
@@ -188,9 +297,18 @@ class Encoder(nn.Module):
         width = config.embedding or config.hidden
         self.words = Embedding(config.vocab_size, width)
         self.positions = Embedding(config.max_positions, width)
+        self.ngrams = Embedding(config.ngrams, width) if config.ngrams else None
+        if self.ngrams is not None:
+            nn.init.zeros_(self.ngrams.weight)  # bigrams that no message has taught say nothing
+        self.renumbered: Renumbered | None = None
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.projection = Linear(width, config.hidden) if config.embedding else None
-        self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(config, shape) for shape in config.layers))
+        self.layers = cast(Sequence[AnyLayer], nn.ModuleList(new_layer(config, shape) for shape in config.layers))
+
+    def transformer_layers(self, who: str) -> Sequence[Layer]:
+        """`layers`, for work that knows transformer layers alone. Errors: ConfigError, see the config's."""
+        self.config.transformer_shapes(who)
+        return cast(Sequence[Layer], self.layers)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, T) int64, mask (B, T) bool, True for real tokens -> (B, T, D)."""
@@ -204,9 +322,17 @@ class Encoder(nn.Module):
         """ids (B, T) int64 -> what the first layer sees, (B, T, D)."""
         if self.config.integer_only:
             return integers.embed(self, ids)
-        x = self.norm(self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device)))
-        x = F.dropout(x, self.dropout, self.training)
+        x = self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
+        if self.ngrams is not None:
+            x = x + self.ngrams(self._bigram_rows(ids))
+        x = F.dropout(self.norm(x), self.dropout, self.training)
         return x if self.projection is None else self.projection(x)
+
+    def _bigram_rows(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> the row of `ngrams` of each token and the one before it, (B, T) int64."""
+        true = ids if self.renumbered is None else self.renumbered.ids[ids]
+        rows = torch.from_numpy(bigram_buckets(true.cpu().numpy(), self.config.ngrams)).to(ids.device)
+        return rows if self.renumbered is None else self.renumbered.rows[rows]
 
     def states_from(self, first: int, x: Tensor, mask: Tensor) -> list[Tensor]:
         """x (B, T, D), which layer `first` sees, then the output of it and each later layer, each (B, T, D)."""
@@ -232,9 +358,9 @@ def masked(
 
     heads[i] (H,) or, one row a message, (B, H); neurons[i] (n,) or (B, n); 1 = as it is, 0 = as if it were removed
     (surgery.py removes it). Gradients reach the masks. Layers that are absent stay as they are. `model`: an Encoder,
-    or what has one in `encoder`.
+    or what has one in `encoder`. Errors: ConfigError where not all layers have heads and neurons.
     """
-    layers = cast(Encoder, getattr(model, "encoder", model)).layers
+    layers = cast(Encoder, getattr(model, "encoder", model)).transformer_layers("masking heads and neurons")
     try:
         for i, mask in (heads or {}).items():
             layers[i].attention.head_mask = mask

@@ -7,13 +7,14 @@ arXiv:1308.3432), so that the same forward serves quantization-aware training.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flyweight.artifact import RECURRENT_STEP
 from flyweight.forms import Float32, Form, Int8, Sparse
 
 Activations = Literal["float", "int8", "static"]
@@ -95,16 +96,61 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n_in) -> (..., n_out)."""
+        return F.linear(self.multiplied(x), self.simulated(), self.bias)
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        """The input as the engine takes it: x (..., n_in), quantized or as it is."""
         if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
-        elif self.activations == "int8":
-            x = quantize_activations(x)
-        elif self.activations == "static" and self.input_scale is not None:
-            x = quantize_static(x, self.input_scale)
+            return cast(Tensor, self.input_quantizer(x))
+        if self.activations == "int8":
+            return quantize_activations(x)
+        if self.activations == "static" and self.input_scale is not None:
+            return quantize_static(x, self.input_scale)
+        return x
+
+    def simulated(self) -> Tensor:
+        """The weight that multiplies, (n_out, n_in): quantized where a training says so, 0 outside the mask."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        if self.mask is not None:  # behind the quantizer: no centre of a table need be 0
-            weight = weight * self.mask
-        return F.linear(x, weight, self.bias)
+        # The mask is behind the quantizer: no centre of a table need be 0.
+        return weight if self.mask is None else weight * self.mask
+
+
+class Recurrent(Linear):
+    """R h_{t-1} of one direction of an LSTM: (4u, u), no bias.
+
+    h lies in [-1, 1]. Where weights are packed it is rounded to int8 in constant steps of 1/127: activations are float
+    or static, whatever step is wanted, and any input_quantizer rounds so.
+    """
+
+    def __init__(self, units: int):
+        super().__init__(units, 4 * units, bias=False)
+
+    @property
+    def activations(self) -> Activations:  # type: ignore[override]
+        """float, or static in constant steps."""
+        return self._activations
+
+    @activations.setter
+    def activations(self, value: Activations) -> None:
+        self._activations: Activations = "float" if value == "float" else "static"
+
+    @property
+    def input_scale(self) -> float | None:  # type: ignore[override]
+        """The constant step where it is used."""
+        return RECURRENT_STEP if self.activations == "static" else None
+
+    @input_scale.setter
+    def input_scale(self, value: float | None) -> None:
+        """No other can be chosen."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether h is rounded."""
+        return self.input_quantizer is not None or self.activations == "static"
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        """h (..., u) -> the same, rounded or as it is."""
+        return quantize_static(x, RECURRENT_STEP) if self.rounds else x
 
 
 class Embedding(nn.Module):

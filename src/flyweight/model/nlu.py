@@ -1,6 +1,6 @@
 """The joint NLU model in PyTorch: encoder, intent head, entity head; answers, saving, loading.
 
-pooled = mean | cls | cls+f of the last hidden states          (B, D)    cls+f: f(pooler(cls)), f in tanh, relu, gelu
+pooled = mean | max | cls | cls+f of the last hidden states    (B, D)    cls+f: f(pooler(cls)), f in tanh, relu, gelu
 intent = pooled W^T + b   (linear), or inner products with label embeddings (similarity)
 tags   = hidden W^T + b on each word's first sub-token         absent without entities
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,11 +25,11 @@ from flyweight.artifact import check_integer_only, check_multiplied, whole_file
 from flyweight.errors import CheckpointError, ConfigError, FlyweightError
 from flyweight.forms import Form, finite, pack, unpack
 from flyweight.model import integers
-from flyweight.model.encoder import Encoder, EncoderConfig
+from flyweight.model.encoder import Encoder, EncoderConfig, Layer
 from flyweight.model.linear import Linear, Matrix, computes, float_form, mask_of, set_computes, set_form
 from flyweight.tokenizer import Encoded, Tokenizer
 
-Pooling = Literal["mean", "cls", "cls+tanh", "cls+relu", "cls+gelu"]
+Pooling = Literal["mean", "max", "cls", "cls+tanh", "cls+relu", "cls+gelu"]
 IntentHead = Literal["linear", "similarity"]
 Part = Literal["embeddings", "encoder", "heads"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -112,6 +113,8 @@ class NLUModel(nn.Module):
         if self.pooling == "mean":
             weights = mask.to(hidden.dtype)
             return (hidden * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
+        if self.pooling == "max":
+            return hidden.masked_fill(~mask[:, :, None], -math.inf).amax(1)
         if self.pooler is None:
             return hidden[:, 0]
         return POOLED[self.pooling](self.pooler(hidden[:, 0]))
@@ -151,13 +154,13 @@ class NLUModel(nn.Module):
         """(name in the file, module, part) of every matrix that a technique may pack, in a fixed order."""
         yield "embeddings.words", self.encoder.words, "embeddings"
         yield "embeddings.positions", self.encoder.positions, "embeddings"
+        if self.encoder.ngrams is not None:
+            yield "embeddings.ngrams", self.encoder.ngrams, "embeddings"
         if self.encoder.projection is not None:
             yield "embeddings.projection", self.encoder.projection, "encoder"
         for i, layer in enumerate(self.encoder.layers):
-            yield f"layers.{i}.attention.qkv", layer.attention.qkv, "encoder"
-            yield f"layers.{i}.attention.out", layer.attention.out, "encoder"
-            yield f"layers.{i}.ffn.up", layer.ffn.up, "encoder"
-            yield f"layers.{i}.ffn.down", layer.ffn.down, "encoder"
+            for name, module in layer.matrices():
+                yield f"layers.{i}.{name}", module, "encoder"
         if self.pooler is not None:
             yield "heads.pooler", self.pooler, "heads"
         # Label embeddings of a similarity head are the founding experiment's output embedding layer.
@@ -172,9 +175,9 @@ class NLUModel(nn.Module):
                 yield f"{name}.bias", module.bias
         yield from _norm("embeddings.norm", self.encoder.norm)
         for i, layer in enumerate(self.encoder.layers):
-            yield from _norm(f"layers.{i}.attention.norm", layer.attention.norm)
-            yield from _norm(f"layers.{i}.ffn.norm", layer.ffn.norm)
-            if layer.attention.relative_bias is not None:
+            for name, norm in layer.norms():
+                yield from _norm(f"layers.{i}.{name}", norm)
+            if isinstance(layer, Layer) and layer.attention.relative_bias is not None:
                 yield f"layers.{i}.attention.relative_bias", layer.attention.relative_bias
 
     def forms(self) -> Iterator[tuple[str, Form, dict[str, Any]]]:
