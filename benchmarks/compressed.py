@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,12 +151,28 @@ def compressed(name: str, base: str, seed: int, label: str) -> Compressed:
     if before is not None:
         model = fw.NLUModel.load(compressed(name, base, seed, before).folder)
     techniques = techniques_of(label, base)
+    trains = any(isinstance(t, TRAINING) for t in techniques)
+    title = f"{name}-{Path(base).name}-{seed}-{label}"
+    return kept(title, model, data, techniques, seed, [VERSION] if trains else [])
+
+
+def kept(
+    title: str,
+    model: fw.NLUModel,
+    data: fw.NLUData,
+    techniques: Sequence[Technique],
+    seed: int,
+    versions: Sequence[Any],
+) -> Compressed:
+    """The model after those techniques, out of the cache where it has been made before.
+
+    Its key: the weights of the model that comes in, the techniques with their settings, and `versions`.
+    """
     steps = [{name_of(t): vars(t)} for t in techniques]
     weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
-    trains = any(isinstance(t, TRAINING) for t in techniques)
-    made_of = [weights, steps, VERSION] if trains else [weights, steps]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:10]
-    folder = CACHE / "compressed" / f"{name}-{Path(base).name}-{seed}-{label.replace(',', '').replace(' ', '-')}-{key}"
+    made_of = json.dumps([weights, steps, *versions], sort_keys=True).replace(str(CACHE), "")
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:10]
+    folder = CACHE / "compressed" / f"{title.replace(',', '').replace(' ', '-')}-{key}"
     found = Compressed(folder / "model.fly", folder / "model", {})
     made = folder / "made.json"
     if not made.is_file():
