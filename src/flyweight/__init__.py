@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from flyweight.export.fly import save as save
     from flyweight.measure.quality import evaluate as evaluate
     from flyweight.model.nlu import NLUModel as NLUModel
-    from flyweight.recipe import Receipt as Receipt
+    from flyweight.receipt import Receipt as Receipt
     from flyweight.recipe import Recipe as Recipe
     from flyweight.recipe import compress as compress
     from flyweight.runtime.parser import Parser as Parser
     from flyweight.runtime.parser import load as load
     from flyweight.techniques.codebook import Codebook as Codebook
+    from flyweight.techniques.distillation import Distillation as Distillation
     from flyweight.techniques.gptq import GPTQ as GPTQ
     from flyweight.techniques.head_pruning import HeadPruning as HeadPruning
     from flyweight.techniques.hidden_pruning import HiddenPruning as HiddenPruning
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from flyweight.techniques.qat import QAT as QAT
     from flyweight.techniques.static_int8 import StaticInt8 as StaticInt8
     from flyweight.techniques.structured import StructuredPruning as StructuredPruning
+    from flyweight.techniques.student import Student as Student
     from flyweight.techniques.trained_codes import TrainedCodes as TrainedCodes
     from flyweight.techniques.vocabulary import Vocabulary as Vocabulary
     from flyweight.training.logits import Ensemble as Ensemble
@@ -65,7 +67,7 @@ _PUBLIC = {
     "NLUModel": "model.nlu",
     "compress": "recipe",
     "Recipe": "recipe",
-    "Receipt": "recipe",
+    "Receipt": "receipt",
     "Codebook": "techniques.codebook",
     "GPTQ": "techniques.gptq",
     "Int8": "techniques.int8",
@@ -81,6 +83,8 @@ _PUBLIC = {
     "LayerPruning": "techniques.layer_pruning",
     "MaskSearch": "techniques.mask_search",
     "Vocabulary": "techniques.vocabulary",
+    "Student": "techniques.student",
+    "Distillation": "techniques.distillation",
     "TrainedCodes": "techniques.trained_codes",
     "save": "export.fly",
     "load": "runtime.parser",

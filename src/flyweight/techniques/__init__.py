@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flyweight.techniques.codebook import Codebook
+from flyweight.techniques.distillation import Distillation
 from flyweight.techniques.gptq import GPTQ
 from flyweight.techniques.head_pruning import HeadPruning
 from flyweight.techniques.hidden_pruning import HiddenPruning
@@ -17,6 +18,7 @@ from flyweight.techniques.qat import QAT
 from flyweight.techniques.room import Technique
 from flyweight.techniques.static_int8 import StaticInt8
 from flyweight.techniques.structured import StructuredPruning
+from flyweight.techniques.student import Student
 from flyweight.techniques.trained_codes import TrainedCodes
 from flyweight.techniques.vocabulary import Vocabulary
 
@@ -37,4 +39,6 @@ TECHNIQUES: dict[str, type[Technique]] = {
     "vocabulary": Vocabulary,
     "hidden_pruning": HiddenPruning,
     "structured": StructuredPruning,
+    "student": Student,
+    "distillation": Distillation,
 }

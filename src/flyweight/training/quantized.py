@@ -46,7 +46,7 @@ def fit_taught(
     Pruner.while_training. folder: an interrupted training resumes from a folder within, and a finished one is not made
     again; it stays until the caller, who saves the result first, removes it.
     """
-    train, validation = (_known(model, part) for part in (data.train, data.validation))
+    train, validation = (known(model, part) for part in (data.train, data.validation))
     score: Score | None = None
     if distil is not None:
         validation = tuple(m for m in validation if m.intent is None or m.intent in model.labels.intents)
@@ -62,7 +62,7 @@ def fit_taught(
         loss = soft_labels_loss(teacher, model, train, progress)
     if while_training is not None:
         loss = while_training(loss)
-    kept = None if folder is None else Path(folder) / f"taught-{_key(model, train, validation, settings, loss)}"
+    kept = None if folder is None else Path(folder) / f"taught-{training_key(model, train, validation, settings, loss)}"
     fit(model, train, validation, settings, loss=loss, score=score, device=device, folder=kept, progress=progress)
     return pack_quantized(model)
 
@@ -103,14 +103,14 @@ def _labelled(data: NLUData) -> NLUData:
     return replace(data, train=train, validation=validation)
 
 
-def _known(model: NLUModel, messages: Sequence[Message]) -> tuple[Message, ...]:
+def known(model: NLUModel, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages; for a model without intents, theirs are left out."""
     if model.labels.intents:
         return tuple(messages)
     return tuple(replace(m, intent=None) for m in messages)
 
 
-def _key(
+def training_key(
     model: NLUModel, train: Sequence[Message], validation: Sequence[Message], settings: TrainingSettings, loss: Loss
 ) -> str:
     """A name for the training of these weights with these quantizers, messages in order, settings and loss.

@@ -1,0 +1,110 @@
+"""Student: a smaller model made of the one that comes in, or of a pretrained base, for distillation to train.
+
+    student = f(parent)      f chooses layers, heads and neurons, rotates the width, projects the embeddings
+
+How each part is made of the parent's stands in model/students.py. The student is untrained, and its receipt says what
+it is worth as it is: `distillation` comes next. Kinds: `transformer`.
+
+Changes: everything; an ordinary model in any form and on any runtime. Needs: training messages where width or
+embeddings shrink, or a vocabulary is learnt. Gives up: most of what the parent knew, until it is distilled.
+A chain of students, each the teacher of the next, is what `distillation:teacher=assistant` is for.
+Sources: DistilBERT, Sanh et al. 2019, arXiv:1910.01108 (layers of the teacher); FitNets, Romero et al. 2014,
+arXiv:1412.6550 (deeper and thinner).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from flyweight.errors import ConfigError, DataError
+from flyweight.model.nlu import NLUModel
+from flyweight.model.small import VOCABULARY, train_tokenizer
+from flyweight.model.students import Sizes, from_base, from_nothing, transformer_student, with_vocabulary
+from flyweight.techniques.room import Run, check_choice, check_count
+from flyweight.tokenizer import Encoded
+
+Kind = Literal["transformer"]
+KINDS: tuple[Kind, ...] = ("transformer",)
+N_MESSAGES = 384  # of the training split: what principal components are of, and what a narrower student is fitted on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """What the student is; each number None: as in what it is made of.
+
+    kind: transformer
+    base: None (made of the model that comes in) | small (new weights; 2 layers of 128 unless numbers say otherwise) |
+    minilm, a checkpoint folder or a Hub id (made of that, with new heads)
+    layers: 0 to 100: the first, the last and evenly between; more than there are repeats some
+    hidden: numbers a token, 8 to 4096     ffn: neurons a layer, 0 to 16384; None: in proportion to hidden
+    embedding: width of the embeddings, 8 to 4096; a projection follows where it is not hidden
+    vocabulary: tokens of a WordPiece learnt on the training messages, 200 to 100000 (small: 4000)
+    """
+
+    kind: Kind = "transformer"
+    base: str | None = None
+    layers: int | None = None
+    hidden: int | None = None
+    ffn: int | None = None
+    embedding: int | None = None
+    vocabulary: int | None = None
+    ZERO: ClassVar[dict[str, Any] | None] = {}
+
+    def __post_init__(self) -> None:
+        check_choice("student", "kind", self.kind, KINDS)
+        if self.base is not None and (type(self.base) is not str or not self.base):
+            raise ConfigError(f"student: base is {self.base!r}; allowed: none, small, minilm, a folder or a Hub id")
+        for name, low, high in (
+            ("layers", 0, 100),
+            ("hidden", 8, 4096),
+            ("ffn", 0, 16384),
+            ("embedding", 8, 4096),
+            ("vocabulary", 200, 100_000),
+        ):
+            check_count("student", name, getattr(self, name), low, high)
+
+    def apply(self, model: NLUModel, run: Run) -> NLUModel:
+        """The student, untrained, with the labels of the model that comes in.
+
+        Errors: ConfigError for packed or masked matrices and for more than there is; CheckpointError for a base;
+        DataError without training messages where they are needed.
+        """
+        if self == Student():
+            return model.copy()
+        torch.manual_seed(run.seed)
+        sizes = Sizes(layers=self.layers, hidden=self.hidden, ffn=self.ffn, embedding=self.embedding)
+        parent = self._parent(model, run, sizes)
+        if self.vocabulary is not None and self.base != "small":
+            parent = with_vocabulary(parent, self._tokenizer(run, self.vocabulary))
+        narrower = (self.hidden, self.embedding) != (None, None) and self.base != "small"
+        student = transformer_student(parent, sizes, _encoded(parent, run) if narrower else ())
+        student.card = replace(model.card, steps=list(model.card.steps), survivors=None)
+        return student
+
+    def _parent(self, model: NLUModel, run: Run, sizes: Sizes) -> NLUModel:
+        """What the student is made of."""
+        if self.base is None:
+            return model
+        if self.base == "small":
+            source = self._tokenizer(run, self.vocabulary or VOCABULARY)
+            return from_nothing(source, model.labels, model.tokenizer.max_tokens, sizes)
+        return from_base(self.base, model.labels, model.tokenizer.max_tokens)
+
+    @staticmethod
+    def _tokenizer(run: Run, size: int) -> str:
+        """A WordPiece tokenizer.json learnt on the training messages."""
+        if not run.data.train:
+            raise DataError("no training messages", allowed="a vocabulary is learnt on them; give at least one")
+        return train_tokenizer((m.text for m in run.data.train), size)
+
+
+def _encoded(model: NLUModel, run: Run) -> list[Encoded]:
+    """Some training messages in the model's tokens. Errors: DataError without any."""
+    if not run.data.train:
+        raise DataError("no training messages", allowed="a narrower student is fitted on them; give at least one")
+    drawn = np.random.default_rng(run.seed).permutation(len(run.data.train))[:N_MESSAGES]
+    return model.tokenizer.encode_batch([run.data.train[i].text for i in drawn])
