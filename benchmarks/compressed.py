@@ -176,9 +176,8 @@ def kept(
     found = Compressed(folder / "model.fly", folder / "model", {})
     made = folder / "made.json"
     if not made.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        small = fw.compress(model, data, techniques, measure=False, seed=seed, folder=folder / "work")
+        small = fw.compress(model, data, techniques, measure=False, seed=seed, folder=work_folder(folder))
         minutes = (time.monotonic() - start) / 60
         small.save(found.folder)
         fw.save(small, found.fly)
@@ -186,6 +185,16 @@ def kept(
         made.write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
         shutil.rmtree(folder / "work", ignore_errors=True)
     return Compressed(found.fly, found.folder, json.loads(made.read_text(encoding="utf-8")))
+
+
+def work_folder(folder: Path) -> Path:
+    """Of a model in the making. What teachers answered is kept for all: students of one teacher ask the same texts."""
+    work, answers = folder / "work", CACHE / "compressed" / "answers"
+    for each in (work, answers):
+        each.mkdir(parents=True, exist_ok=True)
+    if not (work / answers.name).exists():
+        (work / answers.name).symlink_to(answers)
+    return work
 
 
 def techniques_of(label: str, base: str) -> tuple[Technique, ...]:

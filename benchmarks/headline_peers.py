@@ -1,8 +1,8 @@
 """A model folder as its users would run it elsewhere: PyTorch fp32, ONNX Runtime int8, LiteRT int8, OpenVINO int8.
 
-One message in, intent and entities out, one thread; the `tokenizers` package tokenizes. The variants (Q, K, V as three
-matrices, scales a matrix in ONNX Runtime) are those that benchmarks/results/engine.json has found to be the fastest at
-BERT-base's size, or within a few percent of it.
+One message in, intent and entities out, one thread; the `tokenizers` package tokenizes. Q, K and V are three matrices,
+the fastest form at BERT-base's size in benchmarks/results/engine.json or within a few percent of it. ONNX Runtime gets
+a scale a row: as fast as one a matrix here, and it loses much less.
 
 A LiteRT graph has one fixed length, and OpenVINO is faster with one (see peers.py): for both there is a graph for every
 eighth length, 8, 16, 24 ..., and a message runs in the shortest that holds it, padded and masked. PyTorch and ONNX
@@ -17,7 +17,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ SITE = CACHE / "peers-venv"
 LITERT_RECIPE = "dynamic_wi8_afp32"
 N_CALIBRATION = 300  # messages that OpenVINO's static int8 learns its ranges from; NNCF's default
 Call = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # ids (T,) -> intent (C,), tags of tokens (T, n)
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How to open a model folder. texts: training messages to calibrate on; lengths: of the graphs to be made."""
-
-    title: str
-    open: Callable[[Path, Sequence[str], Sequence[int]], tuple[Call, Path]]
 
 
 class PeerModel:
@@ -122,7 +113,7 @@ def open_torch(folder: Path, texts: Sequence[str], lengths: Sequence[int]) -> tu
 
 def open_onnx(folder: Path, texts: Sequence[str], lengths: Sequence[int]) -> tuple[Call, Path]:
     """ONNX Runtime's own dynamic int8, any length."""
-    path = onnx_file(folder, "int8")
+    path = onnx_file(folder, "int8-channel")
     session = peers.ort_session(path, 1)
 
     def call(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -173,19 +164,23 @@ def open_openvino(folder: Path, texts: Sequence[str], lengths: Sequence[int]) ->
     return call, path.with_suffix(".bin")
 
 
-RUNTIMES = {
-    "PyTorch fp32": Runtime("PyTorch", open_torch),
-    "ONNX Runtime int8": Runtime("ONNX Runtime", open_onnx),
-    "LiteRT int8": Runtime("LiteRT", open_litert),
-    "OpenVINO int8": Runtime("OpenVINO", open_openvino),
+# Name -> opener of a model folder; given training messages to calibrate on, and the lengths of graphs of a fixed one.
+RUNTIMES: dict[str, Callable[[Path, Sequence[str], Sequence[int]], tuple[Call, Path]]] = {
+    "PyTorch fp32": open_torch,
+    "ONNX Runtime int8": open_onnx,
+    "LiteRT int8": open_litert,
+    "OpenVINO int8": open_openvino,
 }
 INT8 = tuple(name for name in RUNTIMES if name.endswith("int8"))
 
 
 def opened(runtime: str, folder: Path, texts: Sequence[str], longest: int) -> tuple[PeerModel, Path]:
-    """A model folder in a runtime, and the file whose bytes are those of one graph."""
+    """A model folder in a runtime, and the file whose bytes are those of one graph. Every graph has been run once."""
     use_peers()
-    call, path = RUNTIMES[runtime].open(folder, texts, lengths_up_to(longest))
+    lengths = lengths_up_to(longest)
+    call, path = RUNTIMES[runtime](folder, texts, lengths)
+    for n in lengths:
+        call(np.ones(n, np.int64))
     return PeerModel(folder, call), path
 
 
@@ -214,15 +209,15 @@ def place(folder: Path) -> Path:
 
 
 def onnx_file(folder: Path, kind: str) -> Path:
-    """kind: int8; or float32-masked, which takes a mask, for OpenVINO's converter."""
+    """kind: int8-channel; or float32-masked, which takes a mask, for OpenVINO's converter."""
     from peers_onnx import export_onnx, quantize_onnx
 
     path = place(folder) / f"{kind}.onnx"
     if not path.is_file():
         part, floats = path.with_name(f"part-{path.name}"), path.with_name("part-float32.onnx")
-        if kind == "int8":
+        if kind == "int8-channel":
             export_onnx(folder, floats, one_qkv=False, tags=True)
-            quantize_onnx(floats, part, per_channel=False)
+            quantize_onnx(floats, part, per_channel=True)
             floats.unlink()
         else:
             export_onnx(folder, part, one_qkv=False, masked=True, tags=True)
