@@ -85,12 +85,19 @@ Config config_of(const nb::dict& from) {
   c.hidden = field<int>(from, "hidden");
   c.head_size = field<int>(from, "head_size");
   c.embedding = field<int>(from, "embedding");
+  c.ngrams = field<int>(from, "ngrams");
   c.vocab_size = field<int>(from, "vocab_size");
   c.max_positions = field<int>(from, "max_positions");
   c.n_intents = field<int>(from, "n_intents");
   c.n_tags = field<int>(from, "n_tags");
   c.heads = field<std::vector<int>>(from, "heads");
   c.ffn = field<std::vector<int>>(from, "ffn");
+  c.widths = field<std::vector<int>>(from, "widths");
+  for (const std::string& kind : field<std::vector<std::string>>(from, "kinds"))
+    c.kinds.push_back(choice<LayerKind>(kind, "kind of layer",
+                                        {{"transformer", LayerKind::transformer},
+                                         {"lstm", LayerKind::lstm},
+                                         {"convolution", LayerKind::convolution}}));
   c.norm_eps = field<float>(from, "norm_eps");
   c.integer_only = field<bool>(from, "integer_only");
   c.activation = choice<Activation>(
@@ -98,6 +105,7 @@ Config config_of(const nb::dict& from) {
       {{"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh}, {"relu", Activation::relu}});
   c.pooling = choice<Pooling>(field<std::string>(from, "pooling"), "pooling",
                               {{"mean", Pooling::mean},
+                               {"max", Pooling::max},
                                {"cls", Pooling::cls},
                                {"cls+tanh", Pooling::cls_tanh},
                                {"cls+relu", Pooling::cls_relu},

@@ -18,8 +18,6 @@ namespace {
 constexpr int kGroupTokens = 96;
 constexpr int kMaxThreads = 256;  // of one call; results do not depend on it
 
-std::string layer_name(std::size_t i) { return "layers." + std::to_string(i); }
-
 }  // namespace
 
 Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& vectors, const Kernels& kernels)
@@ -39,69 +37,88 @@ Engine::Engine(const Config& config, const Matrices& matrices, const Vectors& ve
                                 std::to_string(kMaxColumns));
   if (!(config.norm_eps > 0.0f && config.norm_eps < 1.0f))
     throw std::invalid_argument("norm_eps is " + std::to_string(config.norm_eps) + "; allowed: above 0 and below 1");
-  if (config.heads.size() != config.ffn.size())
-    throw std::invalid_argument(std::to_string(config.heads.size()) + " layers by heads, " +
-                                std::to_string(config.ffn.size()) + " by ffn; they must be as many");
+  if (config.ngrams) positive(config.ngrams, "ngrams");
+  for (const auto& [n, what] : {std::pair{config.heads.size(), "heads"}, {config.ffn.size(), "ffn"}, {config.widths.size(), "widths"}})
+    if (n != config.kinds.size())
+      throw std::invalid_argument(std::to_string(config.kinds.size()) + " layers by kinds, " + std::to_string(n) + " by " +
+                                  what + "; they must be as many");
   if (config.worth_a_thread < 1) throw std::invalid_argument("worth_a_thread is below 1");
   for (const auto& [name, matrix] : matrices)
     if (!matrix.output_scales.empty() && !name.ends_with(".attention.qkv"))
       throw std::invalid_argument(name + ": has output scales; only .attention.qkv may have them");
   const FloatEnvironment pinned;
   const int hidden = config.hidden, looked_up = config.embedding ? config.embedding : hidden;
-  const auto norm = [&](const std::string& name, int columns) {
-    return make_norm(vectors, name, columns, config.norm_eps);
-  };
   words_ = make_lookup(matrices, "embeddings.words", config.vocab_size, looked_up);
   positions_ = make_lookup(matrices, "embeddings.positions", config.max_positions, looked_up);
-  norm_ = norm("embeddings.norm", looked_up);
+  if (config.ngrams) ngrams_ = make_lookup(matrices, "embeddings.ngrams", config.ngrams, looked_up);
+  norm_ = make_norm(vectors, "embeddings.norm", looked_up, config.norm_eps);
   width_ = height_ = round_up(hidden, kPiece);
-  const auto linear = [&](const std::string& name, int rows, int columns) {
-    width_ = std::max(width_, round_up(columns, kPiece));
-    height_ = std::max(height_, round_up(rows, kPanel));
-    n_weights_ += std::int64_t(rows) * columns;
-    return make_linear(matrices, name, rows, columns, kernels);
-  };
-  if (config.embedding) projection_ = linear("embeddings.projection", hidden, config.embedding);
-  for (std::size_t i = 0; i < config.heads.size(); ++i) {
-    const std::string name = layer_name(i);
-    const std::int64_t width = std::int64_t(config.heads[i]) * config.head_size;
-    if (config.heads[i] < 0 || config.ffn[i] < 0 || width > kMaxColumns || config.ffn[i] > kMaxColumns)
-      throw std::invalid_argument(name + ": heads or ffn below 0, or wider than " + std::to_string(kMaxColumns));
+  if (config.embedding) projection_ = make("embeddings.projection", hidden, config.embedding, matrices);
+  for (std::size_t i = 0; i < config.kinds.size(); ++i) {
+    const std::string name = "layers." + std::to_string(i);
     Layer layer;
-    layer.heads = config.heads[i];
-    layer.ffn = config.ffn[i];
-    layer.qkv = linear(name + ".attention.qkv", 3 * int(width), hidden);
-    layer.out = linear(name + ".attention.out", hidden, int(width));
-    layer.up = linear(name + ".ffn.up", layer.ffn, hidden);
-    layer.down = linear(name + ".ffn.down", hidden, layer.ffn);
-    if (const std::vector<float>& scales = matrices.at(name + ".attention.qkv").output_scales; !scales.empty())
-      make_integer_attention(layer, name + ".attention.qkv", scales, config);
-    layer.down_from_sums = layer.up.integer && layer.down.inverse != 0.0f && layer.down.matrix.shift == 0;
-    parts_width_ = std::max(parts_width_, layer.integer_attention ? round_up(int(width), kPiece) : 0);
-    wide_width_ = std::max(wide_width_, layer.down_from_sums || config.integer_only ? round_up(layer.ffn, kPiece) : 0);
-    layer.attention_norm = norm(name + ".attention.norm", hidden);
-    layer.ffn_norm = norm(name + ".ffn.norm", hidden);
-    if (!config.buckets.empty())
-      layer.relative_bias = make_relative_bias(vectors, name + ".attention.relative_bias", config, layer.heads);
+    layer.kind = config.kinds[i];
+    if (layer.kind != LayerKind::transformer && (config.heads[i] || config.ffn[i]))
+      throw std::invalid_argument(name + ": has heads or an ffn; only a transformer's layer may have them");
+    if (layer.kind != LayerKind::convolution && config.widths[i])
+      throw std::invalid_argument(name + ": has a width; only a convolution may have one");
+    switch (layer.kind) {
+      case LayerKind::transformer: make_transformer(layer, name, i, matrices, vectors); break;
+      case LayerKind::lstm: make_lstm(layer, name, matrices, vectors); break;
+      case LayerKind::convolution: make_convolution(layer, name, config.widths[i], matrices, vectors); break;
+    }
     layers_.push_back(std::move(layer));
   }
   link_readers();
-  if (behind_pooler(config.pooling) != Activation::none) pooler_ = linear("heads.pooler", hidden, hidden);
-  intent_ = linear("heads.intent", config.n_intents, hidden);
-  if (config.n_tags) tags_ = linear("heads.tags", config.n_tags, hidden);
+  if (behind_pooler(config.pooling) != Activation::none) pooler_ = make("heads.pooler", hidden, hidden, matrices);
+  intent_ = make("heads.intent", config.n_intents, hidden, matrices);
+  if (config.n_tags) tags_ = make("heads.tags", config.n_tags, hidden, matrices);
   if (config.integer_only) integers_ = std::make_unique<const IntegerOnly>(*this, matrices);
 }
 
 Engine::~Engine() = default;
 
+// A matrix that will be multiplied: the workspace has room for its input and output.
+Linear Engine::make(const std::string& name, int rows, int columns, const Matrices& matrices) {
+  width_ = std::max(width_, round_up(columns, kPiece));
+  height_ = std::max(height_, round_up(rows, kPanel));
+  n_weights_ += std::int64_t(rows) * columns;
+  return make_linear(matrices, name, rows, columns, kernels_);
+}
+
+void Engine::make_transformer(Layer& layer, const std::string& name, std::size_t i, const Matrices& matrices,
+                              const Vectors& vectors) {
+  const int hidden = config_.hidden;
+  const std::int64_t width = std::int64_t(config_.heads[i]) * config_.head_size;
+  if (config_.heads[i] < 0 || config_.ffn[i] < 0 || width > kMaxColumns || config_.ffn[i] > kMaxColumns)
+    throw std::invalid_argument(name + ": heads or ffn below 0, or wider than " + std::to_string(kMaxColumns));
+  layer.heads = config_.heads[i];
+  layer.ffn = config_.ffn[i];
+  layer.qkv = make(name + ".attention.qkv", 3 * int(width), hidden, matrices);
+  layer.out = make(name + ".attention.out", hidden, int(width), matrices);
+  layer.up = make(name + ".ffn.up", layer.ffn, hidden, matrices);
+  layer.down = make(name + ".ffn.down", hidden, layer.ffn, matrices);
+  if (const std::vector<float>& scales = matrices.at(name + ".attention.qkv").output_scales; !scales.empty())
+    make_integer_attention(layer, name + ".attention.qkv", scales, config_);
+  layer.down_from_sums = layer.up.integer && layer.down.inverse != 0.0f && layer.down.matrix.shift == 0;
+  parts_width_ = std::max(parts_width_, layer.integer_attention ? round_up(int(width), kPiece) : 0);
+  wide_width_ = std::max(wide_width_, layer.down_from_sums || config_.integer_only ? round_up(layer.ffn, kPiece) : 0);
+  layer.attention_norm = make_norm(vectors, name + ".attention.norm", hidden, config_.norm_eps);
+  layer.norm = make_norm(vectors, name + ".ffn.norm", hidden, config_.norm_eps);
+  if (!config_.buckets.empty())
+    layer.relative_bias = make_relative_bias(vectors, name + ".attention.relative_bias", config_, layer.heads);
+}
+
 // Who reads x next, after the embeddings and after each norm: it is quantized for them where it is made. A norm whose x
-// only the next norm reads has none, and so has the last one: the heads read single tokens, or their mean.
+// only the next norm reads has none, and so has one before a convolution, which reads several tokens as one vector, and
+// the last one: the heads read single tokens, or what pooling makes of them.
 void Engine::link_readers() {
-  first_reader_ = layers_.empty() ? nullptr : layers_[0].heads ? &layers_[0].qkv : nullptr;
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    Layer& layer = layers_[i];
+  const Linear** reader = &first_reader_;
+  for (Layer& layer : layers_) {
+    if (layer.kind == LayerKind::lstm) *reader = &layer.input;
+    if (layer.heads) *reader = &layer.qkv;
     if (layer.ffn) layer.attention_reader = &layer.up;
-    if (i + 1 < layers_.size() && layers_[i + 1].heads) layer.ffn_reader = &layers_[i + 1].qkv;
+    reader = &layer.reader;
   }
 }
 

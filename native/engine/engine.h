@@ -33,13 +33,18 @@ struct MatrixSource {
   std::vector<float> output_scales;  // of qkv: the steps of int8 queries, keys and values; empty: float attention
 };
 
-enum class Pooling : std::uint8_t { mean, cls, cls_tanh, cls_relu, cls_gelu };  // cls_f: f(heads.pooler x_cls + b)
+enum class Pooling : std::uint8_t { mean, max, cls, cls_tanh, cls_relu, cls_gelu };  // cls_f: f(heads.pooler x_cls + b)
+enum class LayerKind : std::uint8_t { transformer, lstm, convolution };
+constexpr int kMaxWidth = 15;  // tokens that a convolution sees, an odd number
 
 struct Config {
   int hidden = 0, head_size = 0, vocab_size = 0, max_positions = 0;
   int embedding = 0;              // columns of the embeddings where a projection to `hidden` follows them; or 0
+  int ngrams = 0;                 // rows of embeddings.ngrams, looked up by a token and the one before it; or 0
   int n_intents = 0, n_tags = 0;  // one of them may be 0: that head has no outputs
-  std::vector<int> heads, ffn;    // a layer each; 0: the part is gone, its bias and norm stay
+  std::vector<LayerKind> kinds;   // a layer each
+  std::vector<int> heads, ffn;    // of a transformer's layer; 0: the part is gone, its bias and norm stay
+  std::vector<int> widths;        // of a convolution
   Activation activation = Activation::gelu;
   Pooling pooling = Pooling::mean;
   float norm_eps = 0;
@@ -75,6 +80,7 @@ struct PaddedNorm {
 };
 
 struct Layer {
+  LayerKind kind = LayerKind::transformer;
   int heads = 0, ffn = 0;
   bool integer_attention = false;
   float inverses[3] = {};             // of the steps of queries, keys, values
@@ -82,8 +88,11 @@ struct Layer {
   bool parts_from_sums = false;       // qkv gives int8 queries, keys and values itself, not by way of floats
   bool down_from_sums = false;        // so does `up` the input of `down`
   Linear qkv, out, up, down;
-  PaddedNorm attention_norm, ffn_norm;
-  const Linear *attention_reader = nullptr, *ffn_reader = nullptr;  // that read x after these norms; or null
+  Linear input, recurrent[2];  // of an LSTM; recurrent without bias, and where it is integer, without scales: exact sums
+  Linear convolution;
+  int width = 0;  // of the convolution
+  PaddedNorm attention_norm, norm;  // norm: the layer's last
+  const Linear *attention_reader = nullptr, *reader = nullptr;  // that read x after these norms; or null
   Buffer<float> relative_bias;  // (heads, 2 max_positions - 1), the entry for query i and key j at reach - 1 + i - j
 };
 
@@ -113,7 +122,12 @@ class Engine {
   void attend_integers(std::size_t layer, const Group&, Workspace&, const Team&) const;
   void integer_heads(const Group&, Workspace&, const Team&) const;
   void link_readers();
+  void make_transformer(Layer&, const std::string& name, std::size_t, const Matrices&, const Vectors&);
+  void make_lstm(Layer&, const std::string& name, const Matrices&, const Vectors&);
+  void make_convolution(Layer&, const std::string& name, int width, const Matrices&, const Vectors&);
+  Linear make(const std::string& name, int rows, int columns, const Matrices&);
   std::size_t attention_room() const;
+  static void make_buckets(const Group&, int n, std::int32_t* buckets);
   void embed(const Group&, Workspace&, const Team&) const;
   void quantize(const Linear&, const float* x, int x_stride, const Quantized&, const Team&) const;
   void linear(const Linear&, const float* x, int x_stride, int n, Activation, float* y, int y_stride, Workspace&,
@@ -127,13 +141,19 @@ class Engine {
   void integer_parts(const Layer&, const Group&, Workspace&, const Team&) const;
   void integer_attention(const Layer&, const Group&, Workspace&, const Team&) const;
   void feed_forward(const Layer&, const Group&, Workspace&, const Team&) const;
+  void transformer(const Layer&, const Group&, Workspace&, const Team&) const;
+  void lstm(const Layer&, const Group&, Workspace&, const Team&) const;
+  void read(const Layer&, int direction, const Group&, Workspace&) const;
+  void convolution(const Layer&, const Group&, Workspace&, const Team&) const;
+  void finish(const PaddedNorm&, const float* y, int y_stride, const Linear* reader, const Group&, Workspace&,
+              const Team&) const;
   void pool(const Group&, Workspace&, const Team&) const;
   void heads(const Group&, Workspace&, const Team&) const;
   std::unique_ptr<Workspace> workspace(int n_tokens, int n_threads) const;
 
   Config config_;
   const Kernels& kernels_;
-  Lookup words_, positions_;
+  Lookup words_, positions_, ngrams_;
   PaddedNorm norm_;
   Linear projection_;
   std::vector<Layer> layers_;
@@ -141,6 +161,7 @@ class Engine {
   std::unique_ptr<const IntegerOnly> integers_;  // constants of an integer-only model; null for others
   const Linear* first_reader_ = nullptr;  // of the embeddings, within layers_
   int wide_width_ = 0, parts_width_ = 0;  // of Workspace::wide and parts; 0: none is needed
+  int units_ = 0;   // of an LSTM's direction; 0: there is no LSTM
   int width_ = 0;   // widest input of a matrix
   std::int64_t n_weights_ = 0;  // of all matrices that are multiplied
   int height_ = 0;  // most outputs of a matrix, and padded

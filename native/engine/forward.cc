@@ -131,15 +131,78 @@ void Engine::feed_forward(const Layer& layer, const Group& g, Workspace& w, cons
   });
 }
 
+// x = norm(x + y), and x as its next reader takes it; y_stride 0 adds one vector to all tokens.
+void Engine::finish(const PaddedNorm& norm, const float* y, int y_stride, const Linear* reader, const Group& g,
+                    Workspace& w, const Team& team) const {
+  const int hidden = config_.hidden, stride = round_up(hidden, kPiece);
+  float* x = w.x.get();
+  const Quantized q = w.input.view(g.n_tokens, hidden, reader ? reader->inverse : 0.0f);
+  team.split(g.n_tokens, kBlock, [&](int from, int to, int) {
+    kernels_.add_norm(x + std::size_t(from) * std::size_t(stride), stride, y + std::size_t(from) * std::size_t(y_stride),
+                      y_stride, to - from, norm.norm);
+    if (reader && reader->integer) kernels_.quantize(x, stride, hidden, q, from, to);
+  });
+}
+
+void Engine::transformer(const Layer& layer, const Group& g, Workspace& w, const Team& team) const {
+  const int rows = round_up(config_.hidden, kPanel);
+  if (layer.heads) {
+    if (layer.integer_attention) {
+      integer_attention(layer, g, w, team);
+    } else {
+      attention(layer, g, w, team);
+    }
+    const int attended = round_up(layer.heads * config_.head_size, kPiece);
+    linear(layer.out, w.attended.get(), attended, g.n_tokens, Activation::none, w.y.get(), rows, w, team);
+    finish(layer.attention_norm, w.y.get(), rows, layer.attention_reader, g, w, team);
+  } else {
+    finish(layer.attention_norm, layer.out.bias.get(), 0, layer.attention_reader, g, w, team);
+  }
+  if (layer.ffn) {
+    feed_forward(layer, g, w, team);
+    finish(layer.norm, w.attended.get(), rows, layer.reader, g, w, team);
+  } else {
+    finish(layer.norm, layer.down.bias.get(), 0, layer.reader, g, w, team);
+  }
+}
+
+namespace {
+
+// Of each token and the one before it in its message, or none; src/flyweight/positions.py has the same. Hash: the
+// finalizer of MurmurHash3, whose every output bit depends on every input bit.
+std::int32_t bucket_of(std::uint32_t before, std::uint32_t id, int n) {
+  std::uint32_t h = before * 0x9E3779B1u + id;
+  h ^= h >> 16;
+  h *= 0x85EBCA6Bu;
+  h ^= h >> 13;
+  h *= 0xC2B2AE35u;
+  h ^= h >> 16;
+  return std::int32_t(h % std::uint32_t(n));
+}
+
+}  // namespace
+
+void Engine::make_buckets(const Group& g, int n, std::int32_t* buckets) {
+  const std::int32_t* id = g.ids;
+  for (int i = 0; i < g.n; ++i) {
+    std::uint32_t before = 0xFFFFFFFFu;
+    for (int t = 0; t < g.lengths[i]; ++t, before = std::uint32_t(*id++)) *buckets++ = bucket_of(before, std::uint32_t(*id), n);
+  }
+}
+
 void Engine::embed(const Group& g, Workspace& w, const Team& team) const {
   const int stride = round_up(config_.hidden, kPiece);
   for (int i = 0, t = 0; i < g.n; ++i)
     for (int place = 0; place < g.lengths[i]; ++place) w.places[std::size_t(t++)] = place;
+  if (ngrams_.embedding.rows) make_buckets(g, ngrams_.embedding.rows, w.buckets.get());
   // Narrower embeddings go to `attended`, which no layer needs yet, and come back projected.
   float* const embedded = config_.embedding ? w.attended.get() : w.x.get();
   const int embedded_stride = config_.embedding ? round_up(config_.embedding, kPiece) : stride;
   team.split(g.n_tokens, 4, [&](int from, int to, int) {
-    kernels_.embed(words_.embedding, positions_.embedding, g.ids + from, w.places.get() + from, to - from, norm_.norm,
+    const Rows tables[] = {{&words_.embedding, g.ids + from},
+                           {&positions_.embedding, w.places.get() + from},
+                           {&ngrams_.embedding, w.buckets.get() + from}};
+    kernels_.embed(tables, ngrams_.embedding.rows ? 3 : 2, to - from, norm_.norm,
                    embedded + std::size_t(from) * std::size_t(embedded_stride), embedded_stride);
   });
   if (config_.embedding)
@@ -148,39 +211,15 @@ void Engine::embed(const Group& g, Workspace& w, const Team& team) const {
 
 void Engine::forward(const Group& g, Workspace& w, const Team& team) const {
   if (integers_) return forward_integers(g, w, team);
-  const int n = g.n_tokens, hidden = config_.hidden, stride = round_up(hidden, kPiece), rows = round_up(hidden, kPanel);
-  float* x = w.x.get();
+  const int hidden = config_.hidden;
   embed(g, w, team);
   if (first_reader_ && first_reader_->integer)
-    quantize(*first_reader_, x, stride, w.input.view(n, hidden, first_reader_->inverse), team);
-  const auto add_norm = [&](const Norm& norm, const float* y, int y_stride, const Linear* reader) {
-    const Quantized q = w.input.view(n, hidden, reader ? reader->inverse : 0.0f);
-    team.split(n, kBlock, [&](int from, int to, int) {
-      kernels_.add_norm(x + std::size_t(from) * std::size_t(stride), stride, y + std::size_t(from) * std::size_t(y_stride),
-                        y_stride, to - from, norm);
-      if (reader && reader->integer) kernels_.quantize(x, stride, hidden, q, from, to);
-    });
-  };
-  for (const Layer& layer : layers_) {
-    if (layer.heads) {
-      if (layer.integer_attention) {
-        integer_attention(layer, g, w, team);
-      } else {
-        attention(layer, g, w, team);
-      }
-      const int attended = round_up(layer.heads * config_.head_size, kPiece);
-      linear(layer.out, w.attended.get(), attended, n, Activation::none, w.y.get(), rows, w, team);
-      add_norm(layer.attention_norm.norm, w.y.get(), rows, layer.attention_reader);
-    } else {
-      add_norm(layer.attention_norm.norm, layer.out.bias.get(), 0, layer.attention_reader);
+    quantize(*first_reader_, w.x.get(), round_up(hidden, kPiece), w.input.view(g.n_tokens, hidden, first_reader_->inverse), team);
+  for (const Layer& layer : layers_) switch (layer.kind) {
+      case LayerKind::transformer: transformer(layer, g, w, team); break;
+      case LayerKind::lstm: lstm(layer, g, w, team); break;
+      case LayerKind::convolution: convolution(layer, g, w, team); break;
     }
-    if (layer.ffn) {
-      feed_forward(layer, g, w, team);
-      add_norm(layer.ffn_norm.norm, w.attended.get(), rows, layer.ffn_reader);
-    } else {
-      add_norm(layer.ffn_norm.norm, layer.down.bias.get(), 0, layer.ffn_reader);
-    }
-  }
   heads(g, w, team);
 }
 
@@ -194,6 +233,8 @@ void Engine::pool(const Group& g, Workspace& w, const Team& team) const {
     float* to = pooled + std::size_t(i) * step;
     if (config_.pooling == Pooling::mean) {
       kernels_.mean(message, stride, g.lengths[i], hidden, to);
+    } else if (config_.pooling == Pooling::max) {
+      kernels_.most(message, stride, g.lengths[i], hidden, to);
     } else {
       std::copy(message, message + hidden, to);
     }

@@ -62,16 +62,33 @@ struct Int8Room {
   }
 };
 
+// What one direction of an LSTM knows of each message of a group: the longest first.
+struct States {
+  Buffer<float> c, h, sums;  // (n, units padded to 16), the same, (n, gates)
+  int stride = 0, gates = 0;
+  Int8Room input;
+
+  States() = default;
+  States(std::size_t n, int units)
+      : stride(round_up(units, kLanes)), gates(round_up(4 * units, kPanel)), input(n, std::size_t(round_up(units, kPiece))) {
+    c = Buffer<float>(n * std::size_t(stride));
+    h = Buffer<float>(n * std::size_t(stride));
+    sums = Buffer<float>(n * std::size_t(gates));
+  }
+};
+
 // Everything a forward pass writes; made once, used by one caller at a time.
 struct Engine::Workspace {
   int capacity, n_threads;
   std::size_t scratch;
   Buffer<float> x, y, attended, pooled, attention;
-  Buffer<std::int32_t> places;
+  Buffer<std::int32_t> places, buckets;
   Buffer<std::int32_t> values, sums, words;  // of integer-only models, in place of x, y, pooled
   Int8Room input;     // of most matrices
   Int8Room wide;      // of `down`, where `up` gives it
   Int8Room parts[3];  // queries, keys and values of integer attention
+  States states[2];   // of an LSTM, a direction each
+  Buffer<std::int32_t> order, begins;  // messages, the longest first; the first token of each
 
   Workspace(const Engine& engine, int n_tokens, int threads)
       : capacity(n_tokens), n_threads(threads),
@@ -84,6 +101,12 @@ struct Engine::Workspace {
     pooled = Buffer<float>(n * hidden);
     attention = Buffer<float>(scratch * std::size_t(threads));
     places = Buffer<std::int32_t>(n);
+    if (engine.config_.ngrams) buckets = Buffer<std::int32_t>(n);
+    if (engine.units_) {
+      for (States& s : states) s = States(n, engine.units_);
+      order = Buffer<std::int32_t>(n);
+      begins = Buffer<std::int32_t>(n);
+    }
     if (engine.integers_) {
       values = Buffer<std::int32_t>(n * std::max(hidden, width));
       sums = Buffer<std::int32_t>(n * std::size_t(std::max(engine.height_, engine.width_)));

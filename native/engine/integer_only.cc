@@ -104,12 +104,15 @@ Engine::IntegerOnly::IntegerOnly(const Engine& engine, const Matrices& matrices)
       positions(make_rows(engine.positions_, "embeddings.positions")),
       norm(make_norm(engine.norm_)) {
   const Config& c = engine.config_;
-  if (c.pooling != Pooling::mean && c.pooling != Pooling::cls) refuse("heads.pooler", "is not computed in integers");
+  if (c.ngrams) refuse("embeddings.ngrams", "are not computed in integers");
+  if (c.pooling != Pooling::mean && c.pooling != Pooling::cls)
+    refuse(c.pooling == Pooling::max ? "pooling max" : "heads.pooler", "is not computed in integers");
   if (c.max_positions > kMaxAttended) refuse("layers", "attend to more than " + std::to_string(kMaxAttended) + " tokens");
   if (c.embedding) projection = make_linear(matrices, "embeddings.projection", engine.projection_);
   for (std::size_t i = 0; i < engine.layers_.size(); ++i) {
     const std::string name = "layers." + std::to_string(i);
     const Layer& layer = engine.layers_[i];
+    if (layer.kind != LayerKind::transformer) refuse(name, "is no transformer's; others are not computed in integers");
     Block block;
     std::vector<double> steps;
     for (const float s : matrices.at(name + ".attention.qkv").output_scales) steps.push_back(double(s) / (1 << kPartBits));
@@ -121,7 +124,7 @@ Engine::IntegerOnly::IntegerOnly(const Engine& engine, const Matrices& matrices)
     if (layer.ffn && c.activation != Activation::relu)
       block.down.input = ratio_of(kGeluStep / double(matrices.at(name + ".ffn.down").input_scale));
     block.attention_norm = make_norm(layer.attention_norm);
-    block.ffn_norm = make_norm(layer.ffn_norm);
+    block.ffn_norm = make_norm(layer.norm);
     if (layer.heads) {
       const double average = double(layer.v_scale) / double(matrices.at(name + ".attention.out").input_scale);
       block.scores = score_ratio(layer);

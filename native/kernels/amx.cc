@@ -310,7 +310,7 @@ inline void pack_tokens(const Quantized& out, int from, int to) {
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {kName, embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, row_sums, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells, row_sums, false, &kIntegers};
 
 }  // namespace
 

@@ -82,6 +82,12 @@ struct Embedding {
   std::size_t table_stride = 0;  // 2^bits, or 0 where all rows share one
 };
 
+// What each token looks up in one table.
+struct Rows {
+  const Embedding* table = nullptr;
+  const std::int32_t* ids = nullptr;
+};
+
 struct Norm {
   const float *weight = nullptr, *bias = nullptr;  // `columns` entries, padded to 16
   int columns = 0;
@@ -137,14 +143,26 @@ constexpr std::size_t integer_attention_scratch(int n_tokens, int size) {
 }
 constexpr int kMaxAttended = 65536;  // tokens: sums of e v <= 65536 * 255 * 127 < 2^31, sums of e < 2^24, exact floats
 
+// One token of one direction of an LSTM. All vectors have a part of `units` floats for each of the gates i, f, g, o in turn,
+// but for c, h and out, which have one part; whole vectors of 16 are read and, of c and h, written:
+//   z = fma(float(sums), scales, input), of integer weights; input + sums where scales is null; input where sums is
+//   c = fma(sigmoid(f), c, sigmoid(i) tanh(g)), h = out = sigmoid(o) tanh(c); sigmoid(x) = 1 / (1 + exp(-x))
+// A z that is not finite makes h NaN, and c, hence all later tokens.
+struct Cells {
+  const float* input = nullptr;   // the token's share of the gates, bias within
+  const float* sums = nullptr;    // that of the token before it: exact sums (the bits of int32), floats, or null
+  const float* scales = nullptr;
+  float *c = nullptr, *h = nullptr, *out = nullptr;
+  int units = 0;
+};
+
 struct IntegerKernels;  // integer_only.h
 
 struct Kernels {
   const char* name;
 
-  // x[t] = norm(words[ids[t]] + positions[places[t]])
-  void (*embed)(const Embedding& words, const Embedding& positions, const std::int32_t* ids,
-                const std::int32_t* places, int n_tokens, const Norm&, float* x, int stride);
+  // x[t] = norm(sum over n_tables, in their order, of table[ids[t]])
+  void (*embed)(const Rows*, int n_tables, int n_tokens, const Norm&, float* x, int stride);
   // x[t] = norm(x[t] + y[t]); y_stride 0 adds one vector to all tokens
   void (*add_norm)(float* x, int stride, const float* y, int y_stride, int n_tokens, const Norm&);
   // tokens [from, to) of x (n_tokens, stride) -> out; `from` a multiple of 16, `to` one too or the last token
@@ -163,6 +181,9 @@ struct Kernels {
   void (*attend_integers)(const IntegerAttention&, int from, int to);
   // out[f] = (sum over tokens of x[t, f]) / n_tokens
   void (*mean)(const float* x, int stride, int n_tokens, int columns, float* out);
+  // out[f] = the largest x[t, f] of all tokens; NaN where one is not finite
+  void (*most)(const float* x, int stride, int n_tokens, int columns, float* out);
+  void (*lstm_cells)(const Cells&);
   // The integer weights of each row added up, padding included: what a level needs that multiplies activations + 128;
   // null elsewhere.
   void (*row_sums)(const Matrix&, std::int32_t* sums);

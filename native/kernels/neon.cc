@@ -300,7 +300,7 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, nullptr, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells, nullptr, false, &kIntegers};
 
 }  // namespace
 

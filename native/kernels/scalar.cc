@@ -184,7 +184,7 @@ inline void pack_tokens(const Quantized&, int, int) {}
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {"scalar", embed, add_norm, quantize_rows, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, nullptr, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells, nullptr, false, &kIntegers};
 
 }  // namespace
 

@@ -15,31 +15,60 @@ namespace cases {
 inline bool emulated() { return std::getenv("FLYWEIGHT_EMULATED") != nullptr; }
 inline int rounds(int n) { return emulated() ? 1 + n / 20 : n; }
 
+// Of which parts a model is made: t, l, c for layers that are a transformer's, an LSTM, a convolution.
+struct Parts {
+  std::string layers = "ttt";
+  int hidden = 20, ngrams = 0;
+};
+
 // What an engine reads. Every array has its own memory without slack: the address sanitizer sees what lies beyond.
 struct Sample {
   // weights: the form of all matrices, or "mixed"; "static" forms have input scales, and attention is integer then, in
-  // a mixed model every other one. Sizes that neither 16 nor 64 divides; embedding: as in Config.
-  explicit Sample(const std::string& weights, Pooling pooling = Pooling::mean, int embedding_width = 0, int n_intents = 5)
+  // a mixed model every other one; "sparse" ones, of what is multiplied, may end in "blocks". Sizes that neither 16 nor 64
+  // divides; embedding: as in Config.
+  explicit Sample(const std::string& weights, Pooling pooling = Pooling::mean, int embedding_width = 0, int n_intents = 5,
+                  const Parts& parts = {})
       : weights_(weights) {
-    config.hidden = 20;
+    config.hidden = parts.hidden;
+    config.ngrams = parts.ngrams;
     config.embedding = embedding_width;
     config.head_size = 5;
     config.vocab_size = 50;
     config.max_positions = 100;
     config.n_intents = n_intents;
     config.n_tags = 7;
-    config.heads = {3, 0, 2};
-    config.ffn = {70, 33, 0};
+    for (std::size_t i = 0; i < parts.layers.size(); ++i) {
+      const char kind = parts.layers[i];
+      constexpr int kHeads[] = {3, 0, 2}, kFfn[] = {70, 33, 0}, kWidths[] = {3, 1, 15};
+      config.kinds.push_back(kind == 't' ? LayerKind::transformer : kind == 'l' ? LayerKind::lstm : LayerKind::convolution);
+      config.heads.push_back(kind == 't' ? kHeads[i % 3] : 0);
+      config.ffn.push_back(kind == 't' ? kFfn[i % 3] : 0);
+      config.widths.push_back(kind == 'c' ? kWidths[i % 3] : 0);
+    }
     config.pooling = pooling;
     config.norm_eps = 1e-6f;
     config.worth_a_thread = 1;
     for (int i = 0; i < 2 * config.max_positions - 1; ++i) config.buckets.push_back(i * 8 / (2 * config.max_positions));
     embedding("embeddings.words", config.vocab_size);
     embedding("embeddings.positions", config.max_positions);
+    if (config.ngrams) embedding("embeddings.ngrams", config.ngrams);
     norm("embeddings.norm", looked_up());
     if (config.embedding) linear("embeddings.projection", config.hidden, config.embedding);
     for (std::size_t i = 0; i < config.heads.size(); ++i) {
       const std::string layer = "layers." + std::to_string(i);
+      if (config.kinds[i] == LayerKind::lstm) {
+        const int units = config.hidden / 2;
+        linear(layer + ".lstm.input", 8 * units, config.hidden);
+        recurrent(layer + ".lstm.forward", units);
+        recurrent(layer + ".lstm.backward", units);
+        norm(layer + ".lstm.norm", config.hidden);
+        continue;
+      }
+      if (config.kinds[i] == LayerKind::convolution) {
+        linear(layer + ".convolution", config.hidden, config.widths[i] * config.hidden);
+        norm(layer + ".convolution.norm", config.hidden);
+        continue;
+      }
       const int width = config.heads[i] * config.head_size;
       linear(layer + ".attention.qkv", 3 * width, config.hidden);
       linear(layer + ".attention.out", config.hidden, width);
@@ -49,7 +78,7 @@ struct Sample {
       norm(layer + ".ffn.norm", config.hidden);
       vectors[layer + ".attention.relative_bias"] = floats(std::size_t(8 * config.heads[i]), 0.0f, 1.0f);
     }
-    if (pooling != Pooling::mean && pooling != Pooling::cls) linear("heads.pooler", config.hidden, config.hidden);
+    if (pooling > Pooling::cls) linear("heads.pooler", config.hidden, config.hidden);
     linear("heads.intent", config.n_intents, config.hidden);
     linear("heads.tags", config.n_tags, config.hidden);
   }
@@ -75,8 +104,8 @@ struct Sample {
     return weights_ == "mixed" ? kAll[n_matrices_++ % std::size(kAll)] : weights_;
   }
 
-  static std::string without_static(const std::string& form) {
-    return form.rfind("static ", 0) == 0 ? form.substr(7) : form;
+  static std::string without(const char* prefix, const std::string& form) {
+    return form.starts_with(prefix) ? form.substr(std::string(prefix).size()) : form;
   }
 
   template <class T>
@@ -92,7 +121,7 @@ struct Sample {
   // Scales and tables of integer weights, `tables` of them.
   void integers(MatrixSource& m, const std::string& form, int tables) {
     m.values = form.rfind("int8", 0) == 0 ? Values::int8 : Values::codes;
-    m.bits = m.values == Values::int8 ? 0 : form[0] - '0';
+    m.bits = m.values == Values::int8 ? (m.block ? 8 : 0) : form[0] - '0';
     m.shift = form == "int8 with shift" ? -21 : 0;
     m.scale = floats(m.shift ? 1 : std::size_t(tables), 0.003f, 0.001f);
     const int centres = form == "2 bits, 3 centres" ? 3 : 1 << m.bits;
@@ -101,9 +130,10 @@ struct Sample {
 
   void linear(const std::string& name, int rows, int columns) {
     MatrixSource m;
-    const std::string full = rows && columns ? form() : "float32", chosen = without_static(full);
-    if (chosen != full) m.input_scale = 0.02f;
-    if (name.ends_with(".qkv") && (weights_ == "mixed" ? n_mixed_attentions_++ % 2 == 0 : chosen != full))
+    const std::string full = rows && columns ? form() : "float32", dense = without("sparse ", full);
+    const std::string chosen = without("static ", dense);
+    if (chosen != dense) m.input_scale = 0.02f;
+    if (name.ends_with(".qkv") && (weights_ == "mixed" ? n_mixed_attentions_++ % 2 == 0 : chosen != dense))
       m.output_scales = {0.03f, 0.02f, 0.025f};
     m.rows = rows;
     m.columns = columns;
@@ -112,6 +142,11 @@ struct Sample {
     if (chosen == "float32") {
       const Span<float> w = floats(std::size_t(panels * kPanel * columns), 0.0f, 0.4f);
       m.data = {reinterpret_cast<const std::uint8_t*>(w.data), w.size * sizeof(float)};
+    } else if (dense != full) {
+      m.integer = true;
+      m.block = full.ends_with("blocks") ? 4 : 1;
+      integers(m, chosen, rows);
+      survivors(m);
     } else {
       m.integer = true;
       integers(m, chosen, rows);
@@ -121,9 +156,29 @@ struct Sample {
     matrices[name] = m;
   }
 
+  // Every other bit of the mask or so.
+  void survivors(MatrixSource& m) {
+    const int n_bits = round_up(m.columns, kPiece) / m.block;
+    const Exact<std::uint8_t> mask(std::size_t(round_up(m.rows, kPanel) * n_bits / 8));
+    int n = 0;
+    for (int r = 0; r < m.rows; ++r)
+      for (int i = 0; i * m.block < m.columns; ++i)
+        if (random_int(0, 1)) mask[std::size_t(r * n_bits + i) / 8] |= std::uint8_t(1 << i % 8), n += m.block;
+    m.mask = bytes<std::uint8_t>(mask.size());
+    std::copy(mask.begin(), mask.end(), const_cast<std::uint8_t*>(m.mask.data));
+    m.data = bytes<std::uint8_t>(std::size_t((n * m.bits + 7) / 8 + 64));
+  }
+
+  // Of hidden states: no bias, and their own steps.
+  void recurrent(const std::string& name, int units) {
+    linear(name, 4 * units, units);
+    matrices[name].bias = {};
+    if (matrices[name].integer) matrices[name].input_scale = 1.0f / 127.0f;
+  }
+
   void embedding(const std::string& name, int rows) {
     MatrixSource m;
-    const std::string chosen = without_static(form());
+    const std::string chosen = without("static ", without("sparse ", form()));
     m.rows = rows;
     m.columns = looked_up();
     if (chosen == "float32") {

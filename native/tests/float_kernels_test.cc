@@ -291,12 +291,15 @@ TEST(every_level_embeds_like_the_scalar_one) {
         EmbeddingData places(kind.values, kind.bits, !shared, rows, columns);
         NormData norm(columns);
         const std::int32_t ids[n] = {0, 8, 3, 3, 1, 8}, at[n] = {0, 1, 2, 3, 4, 8};
-        Exact<float> wanted(n * stride);
-        kScalar->embed(words.view, places.view, ids, at, n, norm.view(), wanted.get(), stride);
-        for (const Kernels* level : fast_levels()) {
-          Exact<float> found(n * stride);
-          level->embed(words.view, places.view, ids, at, n, norm.view(), found.get(), stride);
-          for (int t = 0; t < n; ++t) CHECK(same(&found[t * stride], &wanted[t * stride], columns));
+        const Rows tables[] = {{&words.view, ids}, {&places.view, at}, {&words.view, at}};
+        for (int n_tables : {2, 3}) {
+          Exact<float> wanted(n * stride);
+          kScalar->embed(tables, n_tables, n, norm.view(), wanted.get(), stride);
+          for (const Kernels* level : fast_levels()) {
+            Exact<float> found(n * stride);
+            level->embed(tables, n_tables, n, norm.view(), found.get(), stride);
+            for (int t = 0; t < n; ++t) CHECK(same(&found[t * stride], &wanted[t * stride], columns));
+          }
         }
       }
 }
@@ -314,7 +317,8 @@ TEST(embed_gives_the_numbers_made_by_hand) {
   float x[2 * kLanes];
   Norm view = norm.view();
   view.eps = 0.0f;
-  kScalar->embed(words.view, places.view, ids, at, 2, view, x, kLanes);
+  const Rows tables[] = {{&words.view, ids}, {&places.view, at}};
+  kScalar->embed(tables, 2, 2, view, x, kLanes);
   for (int t = 0; t < 2; ++t) {
     CHECK_EQUAL(x[t * kLanes], -1.5f);
     CHECK_EQUAL(x[t * kLanes + 1], 2.5f);
