@@ -204,6 +204,7 @@ def test_every_matrix_is_handed_over(
         "hidden": 28, "head_size": 7, "embedding": 0, "integer_only": False, "max_positions": 40,
         "vocab_size": model.encoder.config.vocab_size,
         "activation": "gelu", "norm_eps": 1e-12, "heads": [3, 0, 2], "ffn": [37, 21, 21],
+            "kinds": ["transformer"] * 3, "widths": [0, 0, 0], "ngrams": 0,
         "pooling": "mean", "n_intents": 4, "n_tags": 9,
     }  # fmt: skip
 

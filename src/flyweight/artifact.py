@@ -107,6 +107,7 @@ def check_multiplied(name: str, entry: dict[str, Any], where: str) -> None:
     """What an entry says of the multiplication: activations, and the steps of static ones. Errors: ArtifactError.
 
     input_scale: with static activations, and only there; output_scales, a list of three: at an attention's qkv only.
+    A recurrent matrix is multiplied by floats, or in its constant step.
     """
     activations = entry.get("activations")
     if activations not in MATRIX_ACTIVATIONS:
@@ -119,6 +120,11 @@ def check_multiplied(name: str, entry: dict[str, Any], where: str) -> None:
             raise ArtifactError(f"{where} has float weights; {activations} activations need integer weights")
     if (activations == "static") != ("input_scale" in entry):
         raise ArtifactError(f"{where} has activations '{activations}'; 'static' needs an input_scale, others have none")
+    if name.endswith(RECURRENT) and activations != "float" and entry.get("input_scale") != RECURRENT_STEP:
+        raise ArtifactError(
+            f"{where} has activations '{activations}' and the step {entry.get('input_scale')!r}; allowed: 'float', or "
+            f"'static' with the step {RECURRENT_STEP!r} (1/127)"
+        )
     scales = entry.get("output_scales", [])
     if "output_scales" in entry and not (name.endswith(".attention.qkv") and type(scales) is list and len(scales) == 3):
         raise ArtifactError(f"{where} has output_scales {scales!r}; allowed: a list of three, at an attention's qkv")
@@ -137,6 +143,10 @@ def check_integer_only(model: dict[str, Any], weights: dict[str, Any], where: st
         return
     if model["pooling"] not in ("mean", "cls"):
         raise ArtifactError(f"{where} is integer_only with pooling '{model['pooling']}'; allowed: mean, cls")
+    kinds = {layer_kind(layer) for layer in encoder["layers"]} - {"transformer"}
+    if kinds or encoder.get("ngrams"):
+        found = ", ".join([f"{kind} layers" for kind in sorted(kinds)] + ["bigrams"] * bool(encoder.get("ngrams")))
+        raise ArtifactError(f"{where} is integer_only with {found}; allowed: transformer layers, without bigrams")
     if max(encoder["hidden"], encoder.get("embedding", 0)) > 4096:
         raise ArtifactError(f"{where} is integer_only with vectors of {encoder['hidden']}; allowed: up to 4096")
     for name, entry in weights.items():
@@ -151,6 +161,11 @@ def check_integer_only(model: dict[str, Any], weights: dict[str, Any], where: st
             raise ArtifactError(f"{where} is integer_only, but {name} is {found}; all must be {allowed}")
         if attends and "output_scales" not in entry:
             raise ArtifactError(f"{where} is integer_only, but {name} has no output_scales; attention must be int8")
+
+
+def layer_kind(layer: dict[str, Any]) -> str:
+    """Of one of the manifest's layers: transformer, lstm or convolution."""
+    return next((kind for kind in ("lstm", "convolution") if kind in layer), "transformer")
 
 
 def is_step(scale: float) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from flyweight.artifact import RECURRENT
 from flyweight.forms import Codes, Form, Int8, Sparse, describe, multiplied_layout
 from flyweight.runtime.native import MAX_SPARSE_COLUMNS, level, matrix_seconds, multiplies_sparse, stays_sparse
 
 TOKENS = (8, 16)  # of the messages that are timed: most of what people write lies between
-ONE_TOKEN = ("heads.pooler", "heads.intent")  # multiply one vector a message
+ONE_TOKEN = ("heads.pooler", "heads.intent", *RECURRENT)  # ends of names; they multiply one vector at a time
 SECONDS = 0.015  # of timing, of each form and length
 WORTH = 0.97  # of the dense time: less is no more than noise from one run to the next
 LONGEST = 1.25  # of the dense time, at either length
@@ -36,7 +37,7 @@ def chosen(name: str, form: Form, activations: str) -> Form:
     found = candidates(form)
     if level() is None:
         return min(found, key=lambda f: f.size_bytes)
-    times = relative(found, (1,) if name in ONE_TOKEN else TOKENS) if multiplies_sparse() else []
+    times = relative(found, (1,) if name.endswith(ONE_TOKEN) else TOKENS) if multiplies_sparse() else []
     means = {i: math.exp(sum(map(math.log, t)) / len(t)) for i, t in enumerate(times) if max(t) <= LONGEST}
     fast = {i: mean for i, mean in means.items() if mean <= WORTH}
     near = [found[i] for i, mean in fast.items() if mean * WORTH <= min(fast.values())]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.artifact import LOOKED_UP, Artifact
+from flyweight.artifact import LOOKED_UP, Artifact, layer_kind
 from flyweight.cores import usable_cores
 from flyweight.data.tags import Span
 from flyweight.errors import ArtifactError, ConfigError
@@ -158,6 +158,7 @@ def facts() -> dict[str, Any]:
 def config(artifact: Artifact) -> dict[str, Any]:
     """What the engine must know of a checked model beside its weights.
 
+    kinds: of each layer; heads and ffn are 0 but for transformers, widths but for convolutions.
     buckets: int32, bucket of each distance key - query from -(max_positions - 1) to max_positions - 1; None without.
     """
     model = artifact.manifest["model"]
@@ -169,8 +170,11 @@ def config(artifact: Artifact) -> dict[str, Any]:
     return {k: encoder[k] for k in ("hidden", "head_size", "vocab_size", "max_positions", "activation", "norm_eps")} | {
         "embedding": encoder.get("embedding", 0),
         "integer_only": encoder.get("integer_only", False),
-        "heads": [layer["heads"] for layer in encoder["layers"]],
-        "ffn": [layer["ffn"] for layer in encoder["layers"]],
+        "ngrams": encoder.get("ngrams", 0),
+        "kinds": [layer_kind(layer) for layer in encoder["layers"]],
+        "heads": [layer.get("heads", 0) for layer in encoder["layers"]],
+        "ffn": [layer.get("ffn", 0) for layer in encoder["layers"]],
+        "widths": [layer.get("convolution", 0) for layer in encoder["layers"]],
         "pooling": model["pooling"],
         "n_intents": len(labels["intents"]),
         "n_tags": 1 + 2 * len(labels["entity_labels"]) if labels["entity_labels"] else 0,

@@ -6,14 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.artifact import LOOKED_UP, Artifact, check_integer_only, check_multiplied, matrix_layout
+from flyweight.artifact import (
+    LOOKED_UP,
+    RECURRENT,
+    Artifact,
+    check_integer_only,
+    check_multiplied,
+    layer_kind,
+    matrix_layout,
+)
 from flyweight.errors import ArtifactError
 from flyweight.forms import finite
 
 POOLERS = ("cls+tanh", "cls+relu", "cls+gelu")  # f(heads.pooler x_cls + b), f behind the +
-POOLINGS = ("mean", "cls", *POOLERS)
+POOLINGS = ("mean", "max", "cls", *POOLERS)
 INTENT_HEADS = ("linear", "similarity")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu")  # of the FFN
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")  # of FFNs and convolutions
+MAX_WIDTH = 15  # of a convolution
 
 
 def check_parts(artifact: Artifact) -> dict[str, Any]:
@@ -45,16 +54,12 @@ def matrix_shapes(artifact: Artifact) -> dict[str, tuple[int, int]]:
     c, labels = model["encoder"], model["labels"]
     hidden, looked_up = c["hidden"], embedding_width(c)
     found = {"embeddings.words": (c["vocab_size"], looked_up), "embeddings.positions": (c["max_positions"], looked_up)}
+    if c.get("ngrams"):
+        found["embeddings.ngrams"] = (c["ngrams"], looked_up)
     if c.get("embedding"):
         found["embeddings.projection"] = (hidden, looked_up)
     for i, layer in enumerate(c["layers"]):
-        width = layer["heads"] * c["head_size"]
-        found |= {
-            f"layers.{i}.attention.qkv": (3 * width, hidden),
-            f"layers.{i}.attention.out": (hidden, width),
-            f"layers.{i}.ffn.up": (layer["ffn"], hidden),
-            f"layers.{i}.ffn.down": (hidden, layer["ffn"]),
-        }
+        found |= {f"layers.{i}.{name}": shape for name, shape in _layer_shapes(layer, hidden, c["head_size"]).items()}
     if model["pooling"] in POOLERS:
         found["heads.pooler"] = (hidden, hidden)
     found["heads.intent"] = (len(labels["intents"]), hidden)
@@ -63,18 +68,43 @@ def matrix_shapes(artifact: Artifact) -> dict[str, tuple[int, int]]:
     return found
 
 
+def _layer_shapes(layer: dict[str, Any], hidden: int, head_size: int) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of the matrices of one layer."""
+    kind, u = layer_kind(layer), hidden // 2
+    if kind == "lstm":
+        return {"lstm.input": (8 * u, hidden), "lstm.forward": (4 * u, u), "lstm.backward": (4 * u, u)}
+    if kind == "convolution":
+        return {"convolution": (hidden, layer["convolution"] * hidden)}
+    width, ffn = layer["heads"] * head_size, layer["ffn"]
+    return {
+        "attention.qkv": (3 * width, hidden),
+        "attention.out": (hidden, width),
+        "ffn.up": (ffn, hidden),
+        "ffn.down": (hidden, ffn),
+    }
+
+
+NORMS = {
+    "transformer": ("attention.norm", "ffn.norm"),
+    "lstm": ("lstm.norm",),
+    "convolution": ("convolution.norm",),
+}
+
+
 def vector_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
     """Shapes of everything that stays float32: biases, norms, relative position bias; by name in the file."""
     model = artifact.manifest["model"]
     c = model["encoder"]
     found: dict[str, tuple[int, ...]] = {}
     for name, (rows, _) in matrix_shapes(artifact).items():
-        if name not in LOOKED_UP and (name != "heads.intent" or model["intent_head"] == "linear"):
+        without = name in LOOKED_UP or name.endswith(RECURRENT)
+        if not without and (name != "heads.intent" or model["intent_head"] == "linear"):
             found[f"{name}.bias"] = (rows,)
     norms = {"embeddings.norm": embedding_width(c)}
     for i, layer in enumerate(c["layers"]):
-        norms |= dict.fromkeys((f"layers.{i}.attention.norm", f"layers.{i}.ffn.norm"), c["hidden"])
-        if c["relative_buckets"]:
+        kind = layer_kind(layer)
+        norms |= {f"layers.{i}.{norm}": c["hidden"] for norm in NORMS[kind]}
+        if c["relative_buckets"] and kind == "transformer":
             found[f"layers.{i}.attention.relative_bias"] = (c["relative_buckets"], layer["heads"])
     return found | {f"{norm}.{part}": (n,) for norm, n in norms.items() for part in ("weight", "bias")}
 
@@ -101,10 +131,13 @@ def check_model(artifact: Artifact) -> dict[str, Any]:
             f"{artifact.path}: the manifest's model has no encoder with a list of layers; export it again"
         )
     sizes = [(f"encoder.{k}", encoder.get(k), 1) for k in ("vocab_size", "hidden", "head_size", "max_positions")]
-    sizes.append(("encoder.embedding", encoder.get("embedding", 0), 0))  # files of before have none
+    sizes += [(f"encoder.{k}", encoder.get(k, 0), 0) for k in ("embedding", "ngrams")]  # files of before have none
     for i, layer in enumerate(encoder["layers"]):
         shape = layer if isinstance(layer, dict) else {}
-        sizes += [(f"encoder.layers[{i}].{k}", shape.get(k), 0) for k in ("heads", "ffn")]
+        if layer_kind(shape) == "transformer":
+            sizes += [(f"encoder.layers[{i}].{k}", shape.get(k), 0) for k in ("heads", "ffn")]
+        else:
+            _check_other_kind(shape, encoder.get("hidden"), f"{artifact.path}: encoder.layers[{i}]")
     n_buckets, eps = encoder.get("relative_buckets"), encoder.get("norm_eps")
     if n_buckets != 0 or type(n_buckets) is not int:
         sizes.append(("encoder.relative_buckets", n_buckets, 4))
@@ -137,3 +170,16 @@ def check_model(artifact: Artifact) -> dict[str, Any]:
         if not isinstance(value, str) or value not in allowed:
             raise ArtifactError(f"{artifact.path}: {name} is {value!r}; allowed: {', '.join(allowed)}")
     return encoder
+
+
+def _check_other_kind(layer: dict[str, Any], hidden: object, where: str) -> None:
+    """An LSTM or a convolution, and nothing else beside it. Errors: ArtifactError."""
+    if len(layer) > 1:
+        raise ArtifactError(f"{where} is {layer}; allowed: heads and ffn, or lstm, or convolution")
+    width = layer.get("convolution", 1)
+    if type(width) is not int or not 1 <= width <= MAX_WIDTH or width % 2 == 0:
+        raise ArtifactError(f"{where}.convolution is {width!r}; allowed: odd whole numbers from 1 to {MAX_WIDTH}")
+    if "lstm" in layer and layer["lstm"] is not True:
+        raise ArtifactError(f"{where}.lstm is {layer['lstm']!r}; allowed: true")
+    if "lstm" in layer and (type(hidden) is not int or hidden % 2):
+        raise ArtifactError(f"{where} is an LSTM in a model of hidden {hidden!r}; allowed: even whole numbers")

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.artifact import Artifact
+from flyweight.artifact import Artifact, layer_kind
 from flyweight.forms import Float32, Int8
 from flyweight.integer_only import STEP, Block, Embeddings, Matrix, Norm, mean, qkv_steps
-from flyweight.positions import relative_buckets
+from flyweight.positions import bigram_buckets, relative_buckets
 from flyweight.runtime.parts import POOLERS, check_parts
+from flyweight.runtime.reference_layers import LSTM, Convolution
 from flyweight.tokenizer import Encoded
 
 # Integers up to 2^24 are exact in float32: 1024 products of at most 127 * 127 sum to 16,516,096 < 16,777,216.
@@ -39,9 +40,11 @@ class Reference:
             return
         self.words = _Matrix(artifact, "embeddings.words", dtype, biased=False)
         self.positions = _Matrix(artifact, "embeddings.positions", dtype, biased=False)
+        n_buckets = self.config.get("ngrams", 0)
+        self.ngrams = _Matrix(artifact, "embeddings.ngrams", dtype, biased=False) if n_buckets else None
         self.norm = _Norm(artifact, "embeddings.norm", self.config)
         self.projection = _Matrix(artifact, "embeddings.projection", dtype) if self.config.get("embedding") else None
-        self.layers = [_Layer(artifact, f"layers.{i}", self.config, s, dtype) for i, s in enumerate(layers)]
+        self.layers = [_layer(artifact, f"layers.{i}", self.config, s, dtype) for i, s in enumerate(layers)]
         self.pooler = _Matrix(artifact, "heads.pooler", dtype) if self.pooling in POOLERS else None
         self.intent = _Matrix(artifact, "heads.intent", dtype, biased=model["intent_head"] == "linear")
         self.tags = _Matrix(artifact, "heads.tags", dtype) if model["labels"]["entity_labels"] else None
@@ -61,7 +64,10 @@ class Reference:
         """What the first layer sees, (T, D)."""
         if self.integers:
             return self.integers.embed(e.ids)
-        x = self.norm(self.words.rows(e.ids) + self.positions.rows(np.arange(len(e.ids))))
+        x = self.words.rows(e.ids) + self.positions.rows(np.arange(len(e.ids)))
+        if self.ngrams is not None:
+            x = x + self.ngrams.rows(bigram_buckets(e.ids, self.ngrams.shape[0]))
+        x = self.norm(x)
         return x if self.projection is None else self.projection(x)
 
     def buckets(self, n_tokens: int) -> np.ndarray | None:
@@ -73,7 +79,8 @@ class Reference:
         """Logits from the last hidden states x (T, D)."""
         if self.integers:
             return self.integers.heads(x, e, self.pooling)
-        pooled = x.sum(axis=0) / self.dtype(len(x)) if self.pooling == "mean" else x[0]
+        pools = {"mean": lambda: x.sum(axis=0) / self.dtype(len(x)), "max": lambda: x.max(axis=0)}
+        pooled = pools.get(self.pooling, lambda: x[0])()
         if self.pooler is not None:
             pooled = POOLED[self.pooling](self.pooler(pooled[None])[0])
         return self.intent(pooled[None])[0], None if self.tags is None else self.tags(x[e.first])
@@ -102,10 +109,11 @@ class _Matrix:
         """(T,) -> (T, D)."""
         return self.weight[ids]
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """x (T, n_in) -> (T, n_out)."""
+    def __call__(self, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        """x (T, n_in) -> (T, n_out); bias (n_out,) or (T, n_out) in place of the matrix's own."""
+        bias = self.bias if bias is None else bias
         if not self.integer:
-            return x @ self.weight.T + self.bias
+            return x @ self.weight.T + bias
         q, s_x = quantize_rows(x) if self.step is None else quantize_static(x, self.step)
         total = np.zeros((len(x), self.shape[0]), np.float64)
         for at in range(0, self.shape[1], EXACT_COLUMNS):
@@ -115,7 +123,7 @@ class _Matrix:
             total -= self.shift * q.sum(axis=1, dtype=np.float64)[:, None]
         scale = s_x[:, None] * self.scale[None, :].astype(x.dtype)
         # y = fma(float(sum), s_x s_w, b): float64 holds the product of two 24-bit numbers exactly.
-        return (total.astype(x.dtype).astype(np.float64) * scale + self.bias).astype(x.dtype)
+        return (total.astype(x.dtype).astype(np.float64) * scale + bias).astype(x.dtype)
 
 
 class _Norm:
@@ -130,6 +138,19 @@ class _Norm:
         variance = (centred * centred).mean(axis=-1, keepdims=True)
         # An infinite variance would give a finite answer, the bias alone: 0 * infinity is NaN, which is refused.
         return centred / np.sqrt(variance + x.dtype.type(self.eps)) * self.weight + self.bias + variance * 0
+
+
+def _layer(artifact: Artifact, name: str, config: dict[str, Any], shape: dict[str, Any], dtype: Any) -> Any:
+    """A layer of any kind, x (T, D), buckets (T, T) or None -> (T, D)."""
+    kind = layer_kind(shape)
+    if kind == "transformer":
+        return _Layer(artifact, name, config, shape, dtype)
+    norm = _Norm(artifact, f"{name}.{kind}.norm", config)
+    if kind == "convolution":
+        matrix, width = _Matrix(artifact, f"{name}.convolution", dtype), shape["convolution"]
+        return Convolution(matrix, ACTIVATIONS[config["activation"]], width, norm)
+    ahead, back = (_Matrix(artifact, f"{name}.lstm.{d}", dtype, biased=False) for d in ("forward", "backward"))
+    return LSTM(_Matrix(artifact, f"{name}.lstm.input", dtype), ahead, back, norm)
 
 
 class _Layer:
