@@ -18,6 +18,8 @@ LAYERS = [
     ("cli",),
     ("demo",),
     ("recipe", "report"),
+    ("stages",),
+    ("receipt",),
     ("techniques",),
     ("analyse",),
     ("training",),

@@ -14,13 +14,14 @@ import torch
 from cli_cases import engine_title
 from random_models import quiet_run, random_model, same_bits
 
-from flyweight import recipe as recipe_module
+from flyweight import receipt as receipt_module
 from flyweight.data.messages import Message, NLUData
 from flyweight.errors import ConfigError, FlyweightError
 from flyweight.export.fly import save
 from flyweight.measure.quality import evaluate, fit_temperature
 from flyweight.model.nlu import NLUModel
-from flyweight.recipe import N_LATENCY_CALLS, N_QUALITY_MESSAGES, Recipe, compress, measured_messages, name_of
+from flyweight.receipt import N_LATENCY_CALLS, N_QUALITY_MESSAGES, measured_messages, name_of
+from flyweight.recipe import Recipe, compress
 from flyweight.runtime.parser import Parser, load
 from flyweight.techniques import TECHNIQUES
 from flyweight.techniques.codebook import Codebook
@@ -28,6 +29,7 @@ from flyweight.techniques.int8 import Int8
 
 QUICK = Codebook(encoder=4, embeddings=4, heads=4)
 ALLOWED = ", ".join(TECHNIQUES)
+KEYS = "allowed: 'techniques', a list, and 'description', a text"
 
 # words ---------------------------------------------------------------------------------------------------------------
 
@@ -91,10 +93,13 @@ def test_load(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("techniques: [", "is no YAML: while parsing a flow node"),
-        ("", "one key is allowed, 'techniques', with a list"),
-        ("- int8", "one key is allowed, 'techniques', with a list"),
-        ("techniques: int8", "one key is allowed, 'techniques', with a list"),
-        ("techniques: [int8]\nseed: 3", "one key is allowed, 'techniques', with a list"),
+        ("", f"has no list 'techniques'; {KEYS}"),
+        ("- int8", f"has no list 'techniques'; {KEYS}"),
+        ("techniques: int8", f"has no list 'techniques'; {KEYS}"),
+        ("description: nothing", f"has no list 'techniques'; {KEYS}"),
+        ("techniques: [int8]\nseed: 3", f"'seed' is wrong; {KEYS}"),
+        ("techniques: [int8]\n3: seed", f"3 is wrong; {KEYS}"),
+        ("techniques: [int8]\ndescription: [a]", f"'description' is wrong; {KEYS}"),
         ("techniques: [[int8]]", "['int8'] is no technique; allowed: a name, or name: {setting: value}"),
         ("techniques: [{int8: {}, codebook: {}}]", "is no technique; allowed: a name, or name: {setting: value}"),
         ("techniques: [{int8: matrix}]", "is no technique; allowed: a name, or name: {setting: value}"),
@@ -116,7 +121,8 @@ def test_load_refuses(text: str, message: str, tmp_path: Path) -> None:
 
 def test_load_refuses_what_is_no_text_file(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"recipe .*none\.yml does not exist; name a YAML file with a list 'techniques'"
+        ConfigError,
+        match=r"recipe .*none\.yml does not exist; name one of .*smallest.*, or a YAML file with a list 'tech",
     ):
         Recipe.load(tmp_path / "none.yml")
     with pytest.raises(ConfigError, match="does not exist"):
@@ -268,6 +274,7 @@ def test_a_receipt_holds_what_is_measured(tiny_data: NLUData, tiny_model: NLUMod
     assert set(receipt) == {
         *("technique", "settings", "n_parameters", "file_bytes", "quality", "latency_ms", "parent_ms"),
         *("engine", "minutes", "peak_memory_mb", "part", "bits", "repacked", "sparse", "reached"),
+        *("parent_bytes", "worsens"),
     }
     assert receipt["sparse"] == {}  # nothing is pruned
     assert receipt["bits"].pop("embeddings.words") == receipt["bits"].pop("embeddings.positions") == 3
@@ -313,13 +320,13 @@ def test_every_step_is_compared_with_the_teacher(
     tiny_data: NLUData, tiny_model: NLUModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parents = []
-    right = recipe_module.evaluate_answers
+    right = receipt_module.evaluate_answers
 
     def spy(answers: Any, messages: Any, *, against: Any) -> Any:
         parents.append(against)
         return right(answers, messages, against=against)
 
-    monkeypatch.setattr(recipe_module, "evaluate_answers", spy)
+    monkeypatch.setattr(receipt_module, "evaluate_answers", spy)
     compress(tiny_model, tiny_data, [QUICK, Int8()], progress=False)
     assert len(parents) == 2
     wanted = [a.frame for a in tiny_model.answers([m.text for m in tiny_data.validation])]

@@ -1,101 +1,81 @@
 """A recipe: an ordered list of techniques; the runner applies them and makes a receipt of each.
 
+Recipe.load("fast-100x")     a shipped one, of recipes/
 Recipe.load("fast.yml")      techniques: [{codebook: {encoder: 16}}, ...]
 compress(teacher, data, [Int8()])
 """
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from flyweight.artifact import read
-from flyweight.data.messages import Message, NLUData
-from flyweight.data.splits import sample
-from flyweight.errors import ConfigError, DataError, MissingExtraError
-from flyweight.export.fly import export_fly
-from flyweight.export.sparse import report
-from flyweight.forms import Form, Sparse
-from flyweight.measure.latency import compare, ratio, single_thread
-from flyweight.measure.memory import disk_bytes, peak_rss_mb
-from flyweight.measure.quality import Quality, ask, evaluate_answers
-from flyweight.model.linear import computes
+from flyweight.data.messages import NLUData
+from flyweight.errors import ConfigError, MissingExtraError
+from flyweight.measure.memory import peak_rss_mb
 from flyweight.model.nlu import NLUModel
-from flyweight.progress import bar
-from flyweight.runtime.parser import load
+from flyweight.receipt import Scales, Stage, after, make_receipt, name_of
+from flyweight.stages import Stages, keep_receipt, keep_stage, kept_receipt, kept_stage, spent
 from flyweight.techniques import TECHNIQUES
 from flyweight.techniques.room import Run, Technique, technique
 from flyweight.training.teacher import calibrate
 
-N_LATENCY_CALLS = 60
-N_QUALITY_MESSAGES = 1000
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What one technique did, measured on the exported file and the validation messages.
-
-    bits: of a weight in each matrix, without tables and scales (32: float);
-    repacked: matrices that an earlier technique had packed and this one packed in another form or number of bits, or
-    without their static steps, so that the earlier choice is gone (training packed weights further is none);
-    n_parameters, file_bytes; quality beside the parent's on the same messages; latency_ms and parent_ms: mean of a
-    message, batch 1, one thread, tokenizer included, interleaved; minutes and peak_memory_mb: the cost of compressing.
-    `engine` names what executed the file: the native engine and its level, or numpy. `part` says what quality was
-    measured on; peak_memory_mb is the whole process's highest so far. sparse: where matrices are pruned, `stored`: how
-    each lies in the file (what was fastest here; "dense in memory" where the engine unpacks it), and, where quality is
-    measured, `break_even`: the sparsity from which sparse pays for a shape, null where it never does here. reached: of
-    structured, milliseconds (engine, one thread, no tokenizer) of the dense model, wanted, predicted and measured, how
-    many times faster, bits, and the heads and neurons of each layer that is left.
-    """
-
-    technique: str
-    settings: dict[str, Any]
-    part: str
-    bits: dict[str, int]
-    repacked: int
-    n_parameters: int
-    file_bytes: int
-    quality: dict[str, Any]
-    latency_ms: float | None
-    parent_ms: float | None
-    engine: str
-    minutes: float
-    peak_memory_mb: float
-    sparse: dict[str, Any] = field(default_factory=dict)
-    reached: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
+SHIPPED = Path(__file__).parent / "recipes"
+ASSISTANT_BEFORE = "student"  # the technique whose input may teach what comes after it
+Each = Callable[[int, dict[str, Any], bool], None]  # number from 1, receipt, whether its stage was kept from before
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Techniques in the order in which they are applied."""
+    """Techniques in the order in which they are applied, and what they are for, in a line."""
 
     techniques: tuple[Technique, ...]
+    description: str = ""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Read a YAML file: `techniques:` a list of names, or of {name: {setting: value}}. Errors: ConfigError."""
+        """Read a shipped recipe by its name, or a YAML file. Errors: ConfigError.
+
+        `techniques:` a list of names, or of {name: {setting: value}}; `description:` a line. A file of the same name as
+        a shipped recipe is named with its folder: ./smallest
+        """
         try:
             import yaml
         except ImportError as error:
             raise MissingExtraError("PyYAML", "workshop", "reading a recipe") from error
-        path = Path(path)
+        path = shipped().get(str(path), Path(path))
         if not path.is_file():
-            raise ConfigError(f"recipe {path} does not exist; name a YAML file with a list 'techniques'")
+            raise ConfigError(
+                f"recipe {path} does not exist; name one of {', '.join(shipped())}, or a YAML file with a list "
+                "'techniques'"
+            )
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(found, dict) or list(found) != ["techniques"] or not isinstance(found["techniques"], list):
-            raise ConfigError(f"recipe {path}: one key is allowed, 'techniques', with a list")
-        return cls(tuple(_from_yaml(item, path) for item in found["techniques"]))
+        allowed = "allowed: 'techniques', a list, and 'description', a text"
+        if not isinstance(found, dict) or not isinstance(found.get("techniques"), list):
+            raise ConfigError(f"recipe {path} has no list 'techniques'; {allowed}")
+        unknown = [key for key in found if key not in ("techniques", "description")]
+        if unknown or not isinstance(found.get("description", ""), str):
+            raise ConfigError(f"recipe {path}: {(unknown or ['description'])[0]!r} is wrong; {allowed}")
+        steps = tuple(_from_yaml(item, path) for item in found["techniques"])
+        return cls(steps, " ".join(found.get("description", "").split()))
+
+    def to_yaml(self) -> str:
+        """What `load` reads; settings that are the default are left out."""
+        import yaml
+
+        steps: list[Any] = []
+        for step in self.techniques:
+            defaults = {f.name: f.default for f in fields(step)}
+            changed = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(step).items() if v != defaults[k]}
+            steps.append({name_of(step): changed} if changed else name_of(step))
+        described = {"description": self.description} if self.description else {}
+        text: str = yaml.safe_dump(described | {"techniques": steps}, sort_keys=False, allow_unicode=True, width=100)
+        return text
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Recipe:
@@ -115,6 +95,11 @@ class Recipe:
         return cls(tuple(techniques))
 
 
+def shipped() -> dict[str, Path]:
+    """Files of the recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.yml"))}
+
+
 def compress(
     teacher: NLUModel,
     data: NLUData,
@@ -125,13 +110,15 @@ def compress(
     folder: str | Path | None = None,
     measure: bool = True,
     progress: bool = True,
+    each: Each | None = None,
 ) -> NLUModel:
     """Apply techniques in order; the temperature is fitted again after each. Returns a new model.
 
     Receipts lie in `model.card.steps`, one a technique, and travel into the .fly file. measure=False leaves out their
-    quality and latency. folder: checkpoints and caches; after an interruption the same call goes on from there. Remove
-    it once the result is saved. Errors: ConfigError, DataError, ParityError (a step's file does not answer like its
-    model).
+    quality and latency. folder: finished techniques, checkpoints and caches; after an interruption the same call goes
+    on from there, and other recipes use what is equal (stages.py). Remove it once the result is saved. each: called
+    with a receipt as soon as it is there. Errors: ConfigError, DataError, ParityError (a step's file does not answer
+    like its model).
     """
     if type(recipe) in TECHNIQUES.values():
         raise ConfigError(f"one technique, {recipe!r}, is no recipe; give a list: [{recipe!r}]")
@@ -139,111 +126,34 @@ def compress(
     if not techniques:
         raise ConfigError(f"no technique given; allowed: {', '.join(TECHNIQUES)}")
     run = Run(data, teacher, seed=seed, device=device, folder=str(folder) if folder else None, progress=progress)
-    model = teacher
-    messages, part = measured_messages(data)
-    refuse_strangers(teacher, messages)
-    parent_answers = teacher.answers([m.text for m in messages]) if measure else []
-    for step in techniques:
-        start, run = time.monotonic(), replace(run, said={})
-        child = step.apply(model, run)
-        calibrate(child, data.validation)
-        minutes = (time.monotonic() - start) / 60
-        receipt = make_receipt(step, model, child, run, messages, part, parent_answers, minutes)
-        child.card = replace(model.card, steps=[*model.card.steps, receipt.to_dict()], survivors=child.card.survivors)
+    stages, scales = Stages(folder, data, teacher, seed), Scales.of(teacher, data, measure, progress)
+    model, receipt = teacher, None
+    for number, step in enumerate(techniques, 1):
+        run = replace(run, said={}, assistant=model if name_of(step) == ASSISTANT_BEFORE else run.assistant)
+        place = stages.place(step, model, run)
+        kept = kept_stage(place)
+        stage = _made(step, model, run, place) if kept is None else kept
+        done = kept_receipt(place) if kept is not None and measure else None
+        receipt = make_receipt(step, model, stage, scales, receipt).to_dict() if done is None else after(done, receipt)
+        if measure:
+            keep_receipt(place, receipt)
+        child = stage.model
+        child.card = replace(model.card, steps=[*model.card.steps, receipt], survivors=child.card.survivors)
         model = child
-    model.card = replace(model.card, metrics={part: model.card.steps[-1]["quality"]})
+        if each is not None:
+            each(number, receipt, kept is not None)
+    model.card = replace(model.card, metrics={scales.part: model.card.steps[-1]["quality"]})
     return model
 
 
-def measured_messages(data: NLUData) -> tuple[tuple[Message, ...], str]:
-    """What receipts are measured on and its name: validation, or train where there is none; never test.
-
-    Of more than 1000 messages a stratified sample.
-    """
-    part = "validation" if data.validation else "train"
-    return sample(data.validation or data.train, N_QUALITY_MESSAGES), part
-
-
-def refuse_strangers(teacher: NLUModel, messages: Sequence[Message]) -> None:
-    """Messages of none of the model's intents can measure nothing."""
-    named = {m.intent for m in messages if m.intent is not None}
-    if named and teacher.labels.intents and not named & set(teacher.labels.intents):
-        raise DataError(
-            f"no message has an intent that the model knows ({', '.join(sorted(named)[:3])} ...)",
-            allowed="give the data that the model was trained on, or messages with the same intents",
-        )
-
-
-def make_receipt(
-    step: Technique,
-    before: NLUModel,
-    child: NLUModel,
-    run: Run,
-    messages: Sequence[Message],
-    part: str,
-    parent_answers: list[Any],
-    minutes: float,
-) -> Receipt:
-    """Export the child to a temporary file and measure that file. Without parent answers only its size."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = export_fly(child, Path(folder) / "step.fly")
-        nlu = load(path)
-        quality: dict[str, Any] = {}
-        latency_ms = parent_ms = None
-        if parent_answers:
-            texts = [m.text for m in messages]
-            with bar(f"measuring {name_of(step)}", len(texts), show=run.progress) as advance:
-                answers = ask(nlu, texts, advance)
-            quality = summary(evaluate_answers(answers, messages, against=parent_answers))
-            with single_thread():
-                timed = compare({"parent": run.teacher.parse, "child": nlu.parse}, texts, n_calls=N_LATENCY_CALLS)
-            latency_ms, parent_ms = timed["child"].mean_ms, timed["parent"].mean_ms
-            quality["speedup"] = round(ratio(timed["parent"], timed["child"]).of_means, 3)
-        pruned = {name: m.form for name, m, _ in child.matrices() if isinstance(m.form, Sparse)}
-        return Receipt(
-            technique=name_of(step),
-            settings=dict(vars(step)),
-            part=part,
-            bits={name: 32 if m.form is None else m.form.bits for name, m, _ in child.matrices()},
-            repacked=_repacked(before, child),
-            n_parameters=child.n_parameters(),
-            file_bytes=disk_bytes(path),
-            quality=quality,
-            latency_ms=None if latency_ms is None else round(latency_ms, 4),
-            parent_ms=None if parent_ms is None else round(parent_ms, 4),
-            engine=nlu.engine.title,
-            minutes=round(minutes, 3),
-            peak_memory_mb=round(peak_rss_mb(), 1),
-            sparse=report(read(path).manifest["weights"], pruned, measure=bool(parent_answers)),
-            reached=run.said,
-        )
-
-
-def _repacked(before: NLUModel, after: NLUModel) -> int:
-    """Number of matrices that were packed and now have another form, granularity, number of bits, or no static steps.
-
-    Static steps are those of the input and, of an attention, those of Q, K and V. Those of layers that are gone are
-    none.
-    """
-    found, now = 0, {name: module for name, module, _ in after.matrices()}
-    for a, b in ((module, now[name]) for name, module, _ in before.matrices() if name in now):
-        lost = computes(a).keys() - computes(b).keys()
-        found += a.form is not None and (b.form is None or _kind(a.form) != _kind(b.form) or bool(lost))
-    return found
-
-
-def _kind(form: Form) -> tuple[Any, ...]:
-    return type(form), form.bits, form.fields().get("per")
-
-
-def summary(quality: Quality) -> dict[str, Any]:
-    """Quality as JSON without the list of flips (those belong to `evaluate`)."""
-    return {k: v for k, v in quality.to_dict().items() if k != "flips"}
-
-
-def name_of(step: Technique) -> str:
-    """A technique's name in the table."""
-    return next(name for name, cls in TECHNIQUES.items() if type(step) is cls)
+def _made(step: Technique, model: NLUModel, run: Run, place: Path | None) -> Stage:
+    """Apply the technique, calibrate, and keep what came out before anything is measured."""
+    with spent(place) as minutes:
+        child = step.apply(model, run)
+        calibrate(child, run.data.validation)
+    stage = Stage(child, run.said, minutes[0], peak_rss_mb())
+    keep_stage(place, stage)
+    return stage
 
 
 def _from_yaml(item: object, path: Path) -> Technique:

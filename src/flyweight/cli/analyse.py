@@ -54,7 +54,7 @@ def sensitivity(
     from flyweight.data.load import load_data, recorded_split
     from flyweight.data.splits import sample
     from flyweight.model.nlu import NLUModel
-    from flyweight.recipe import measured_messages, refuse_strangers
+    from flyweight.receipt import measured_messages, refuse_strangers
 
     widths = _widths(bits)
     parent = NLUModel.load(model)

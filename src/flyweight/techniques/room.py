@@ -26,7 +26,7 @@ class Run:
     by test. Its texts are read for one reason: no spliced message (training/transfer.py) may equal one of them.
     teacher: the model before the first technique; loss: what fine-tuning minimises; seed; device; folder: for caches
     and checkpoints, removed by whoever gave it, once the result is saved; progress: show bars; said: what a technique
-    adds to its receipt (in place).
+    adds to its receipt (in place); assistant: the model before the last `student` room, if there was one.
     """
 
     data: NLUData
@@ -37,6 +37,7 @@ class Run:
     folder: str | None = None
     progress: bool = True
     said: dict[str, Any] = field(default_factory=dict)
+    assistant: NLUModel | None = None
 
 
 @runtime_checkable
