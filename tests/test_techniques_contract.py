@@ -33,6 +33,7 @@ from flyweight.runtime.parser import load
 from flyweight.runtime.parts import POOLERS
 from flyweight.techniques import TECHNIQUES, room
 from flyweight.techniques.room import Technique, technique
+from flyweight.training.distances import LOSSES
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "mixed_precision": [
@@ -151,6 +152,18 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.4, "cost": "ms"},
     ],
     "vocabulary": [{"common": 0}, {"least": 3, "common": 0}, {"least": 100, "common": 140}],
+    "student": [
+        {"layers": 1},
+        {"hidden": 14, "ffn": 20, "embedding": 10},
+        {"kind": "bag", "hidden": 16, "ngrams": 100, "layers": 0},
+        {"base": "small", "layers": 1, "hidden": 16, "vocabulary": 200},
+    ],
+    "distillation": [
+        {"epochs": 1, "transfer": 1},
+        {"losses": "mse+tags", "epochs": 1, "transfer": 0, "soft": 1.0, "learning_rate": 0.001},
+        {"losses": "hints+logits+hidden+embeddings", "epochs": 2, "transfer": 1, "temperature": 4, "soft": 0.5},
+        {"losses": "embeddings", "epochs": 1, "transfer": 0, "soft": 0.9, "teacher": "first"},
+    ],
 }
 # (settings, the field at fault, what is allowed)
 PRUNED: list[tuple[dict[str, Any], str, str]] = [
@@ -373,6 +386,52 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
         *(({"least": v}, "least", "allowed: a whole number from 1 to 10000000") for v in (0, -1, 1.0, None, True)),
         *(({"common": v}, "common", "allowed: a whole number from 0 to 10000000") for v in (-1, 1.0, None, "5", True)),
     ],
+    "student": [
+        *(({"kind": v}, "kind", "allowed: transformer, bilstm, cnn, bag") for v in ("lstm", None, True)),
+        *(({"base": v}, "base", "allowed: none, small, minilm, a folder or a Hub id") for v in ("", 3, True)),
+        *(({"layers": v}, "layers", "allowed: none, or a whole number from 0 to 100") for v in (-1, 101, 2.0, True)),
+        ({"kind": "bag", "layers": 1}, "layers", "allowed: none, or 0, where kind is bag"),
+        *(({"hidden": v}, "hidden", "allowed: none, or a whole number from 8 to 4096") for v in (7, 4097, 64.0, "64")),
+        ({"kind": "bilstm", "hidden": 65}, "hidden", "allowed: even numbers, where kind is bilstm"),
+        *(({"ffn": v}, "ffn", "allowed: none, or a whole number from 0 to 16384") for v in (-1, 16385, 1.0, True)),
+        *(({"kind": k, "ffn": 8}, "ffn", f"allowed: none, where kind is {k}") for k in ("bilstm", "cnn", "bag")),
+        *(({"embedding": v}, "embedding", "allowed: none, or a whole number from 8 to 4096") for v in (7, 4097, 9.5)),
+        *(
+            ({"vocabulary": v}, "vocabulary", "allowed: none, or a whole number from 200 to 100000")
+            for v in (199, 100_001, 4e3, True)
+        ),
+        *(
+            ({"ngrams": v}, "ngrams", "allowed: none, or a whole number from 0 to 16777216")
+            for v in (-1, 2**24 + 1, 1.0)
+        ),
+    ],
+    "distillation": [
+        *(
+            ({"losses": v}, "losses", f"allowed: one or more of {', '.join(LOSSES)}, joined by +, each once")
+            for v in ("", "kl", "logits+", "logits+logits", "logits,mse", None, True, ["logits"])
+        ),
+        ({"losses": "hints"}, "losses", "allowed: hints before another loss, as hints+logits"),
+        *(
+            ({"temperature": v}, "temperature", "allowed: a number from 0.1 to 100")
+            for v in (0, 0.09, 101, None, "2", True, float("nan"))
+        ),
+        *(({"soft": v}, "soft", "allowed: a number from 0 to 1") for v in (-0.1, 1.1, None, "1", True)),
+        (
+            {"losses": "hidden+neurons", "soft": 1},
+            "soft",
+            "allowed: below 1 (labels teach the heads), or one of the losses logits, mse, tags beside hidden+neurons",
+        ),
+        *(({"transfer": v}, "transfer", "allowed: a whole number from 0 to 100") for v in (-1, 101, 1.0, None, True)),
+        *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 0 to 1000") for v in (-1, 1001, 2.0, "5")),
+        *(
+            ({"learning_rate": v}, "learning_rate", "allowed: none, or a number above 0 and below 1")
+            for v in (0, 1, "fast", True, float("nan"))
+        ),
+        *(
+            ({"teacher": v}, "teacher", "allowed: first, assistant, a path, or a list of paths")
+            for v in ("", None, 3, [], [3])
+        ),
+    ],
 }
 PRUNING = ("magnitude", "movement")
 STRUCTURE = (
@@ -383,6 +442,7 @@ STRUCTURE = (
     "layer_pruning",
     "mask_search",
     "vocabulary",
+    "student",
 )  # of float models only: what they remove is gone from the shape
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name, all_ in SETTINGS.items() for i in range(len(all_))]
 # Every variant of a model; the settings of 256 centres, which take a second, on one only.
@@ -610,7 +670,7 @@ def test_the_file_answers_like_the_model(of: str, name: str, i: int, applied: Ap
 def claimed_form(name: str, settings: dict[str, Any], part: str, is_embedding: bool) -> dict[str, Any]:
     """What a room's settings promise of a matrix: form, activations, and bytes by (rows, columns)."""
     plain = {"form": "float32", "activations": "float", "bytes": {"values": lambda r, c: 4 * r * c}}
-    if name in PRUNING or name in STRUCTURE:  # of PRUNING an empty matrix; for others see pruned_form
+    if name in (*PRUNING, *STRUCTURE, "distillation"):  # of PRUNING an empty matrix; for others see pruned_form
         return plain
     if name in ("int8", "static_int8", "qat"):
         if part != "encoder" and not settings.get(part, True) and (name != "qat" or is_embedding):
@@ -715,7 +775,7 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         assert "codes" in seen
     elif name in PRUNING:
         assert seen == {"float32", "sparse"}
-    elif name in STRUCTURE:
+    elif name in (*STRUCTURE, "distillation"):
         assert seen == {"float32"}
     else:
         assert seen - {"float32"} == {claimed_form(name, SETTINGS[name][i], "encoder", False)["form"]}

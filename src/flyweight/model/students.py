@@ -5,6 +5,7 @@
     neurons      those with the largest |W1_j| |W2_j|
     width        rotated onto its D' principal components and fitted on messages (slicing.py)
     embeddings   rows projected onto the E principal components of what messages look up
+    other kinds  BiLSTM, convolutions, a bag (nothing behind the embeddings, bigrams among them): embeddings as above
     tokens       a row of a new token is the mean of the rows of the pieces that the old tokenizer cuts it into
 
 Layers that are repeated make a student deeper than its parent; together with a smaller width it is the deeper and
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 from flyweight.answers import Labels
 from flyweight.errors import ConfigError
 from flyweight.model.checkpoints import load_encoder, resolve_base
-from flyweight.model.encoder import EncoderConfig, Layer, LayerShape
+from flyweight.model.encoder import ConvolutionShape, EncoderConfig, Layer, LayerShape, LSTMShape, Shape
 from flyweight.model.linear import Embedding, Linear
-from flyweight.model.nlu import NLUModel, pad
+from flyweight.model.nlu import NLUModel, Pooling, pad
 from flyweight.model.slicing import hidden_moments, sliced
 from flyweight.model.small import MAX_POSITIONS
 from flyweight.model.surgery import keep_heads, keep_neurons, reshaped, unpacked_copy
@@ -37,6 +38,7 @@ from flyweight.tokenizer import Encoded, Tokenizer
 from flyweight.tokenizer.spec import vocabulary
 
 HEAD_SIZE = 32  # of heads that are new
+WIDTH = 5  # of convolutions: a token and two on each side
 DAMP = 1e-4  # of the mean square, added to every square
 
 
@@ -111,6 +113,43 @@ def transformer_student(parent: NLUModel, sizes: Sizes, encoded: Sequence[Encode
     return model.eval()
 
 
+def light_student(parent: NLUModel, kind: str, sizes: Sizes, ngrams: int, encoded: Sequence[Encoded]) -> NLUModel:
+    """A new model of kind bilstm, cnn or bag: embeddings are the parent's, narrower, layers and heads new.
+
+    Embeddings as wide as the layers need no projection: so they are where the parent's are wide enough and sizes say
+    nothing else. sizes.layers and sizes.hidden are numbers. Without messages the parent's rows are taken as they are.
+    Errors: ConfigError for embeddings wider than the parent's.
+    """
+    config, count, hidden = parent.encoder.config, sizes.layers or 0, sizes.hidden or 0
+    most = config.embedding or config.hidden
+    width = min(hidden, most) if sizes.embedding is None else sizes.embedding
+    _refuse_wider("embedding", width, most)
+    layers: dict[str, tuple[Shape, ...]] = {
+        "bilstm": (LSTMShape(),) * count,
+        "cnn": (ConvolutionShape(width=WIDTH),) * count,
+        "bag": (),
+    }
+    pooling: dict[str, Pooling] = {"bilstm": "max", "cnn": "max", "bag": "mean"}
+    config = replace(
+        config,
+        hidden=hidden,
+        layers=layers[kind],
+        embedding=0 if width == hidden else width,
+        ngrams=ngrams,
+        relative_buckets=0,
+        integer_only=False,
+    )
+    model = NLUModel(config, parent.tokenizer, parent.labels, pooling=pooling[kind])
+    tables = model.encoder.words, model.encoder.positions
+    if encoded:
+        rows = principal_rows(parent, width, encoded)
+    else:
+        rows = parent.encoder.words.weight.detach().clone(), parent.encoder.positions.weight.detach().clone()
+    for table, found in zip(tables, rows, strict=True):
+        table.weight = nn.Parameter(found)
+    return model.eval()
+
+
 def chosen_layers(n_layers: int, count: int) -> list[int]:
     """Which of n layers a student of `count` begins with: the first, the last, and evenly between."""
     if count and not n_layers:
@@ -125,10 +164,11 @@ def strongest(scores: Tensor, count: int) -> list[int]:
 
 def head_norms(layer: Layer) -> Tensor:
     """|Wv_h| |Wo_h| of each head, (H,)."""
-    attention = layer.attention
-    v = attention.qkv.weight.detach().view(3, attention.heads, -1)[2]  # (H, d D)
-    o = attention.out.weight.detach().view(-1, attention.heads, attention.head_size)  # (D, H, d)
-    return v.norm(dim=1) * o.norm(dim=(0, 2))
+    H, d = layer.attention.heads, layer.attention.head_size
+    D = layer.attention.out.weight.shape[0]
+    v = layer.attention.qkv.weight.detach().view(3, H, d, D)[2]
+    o = layer.attention.out.weight.detach().view(D, H, d)
+    return torch.linalg.vector_norm(v, dim=(1, 2)) * torch.linalg.vector_norm(o, dim=(0, 2))
 
 
 def neuron_norms(layer: Layer) -> Tensor:
@@ -208,6 +248,16 @@ def with_vocabulary(model: NLUModel, source: str) -> NLUModel:
     words.weight = nn.Parameter(found)
     model.tokenizer, model.encoder.words = new, words
     model.encoder.config = replace(model.encoder.config, vocab_size=new.n_ids)
+    return model
+
+
+def with_ngrams(model: NLUModel, ngrams: int) -> NLUModel:
+    """The model with rows for so many hashed bigrams, which say nothing yet (in place); 0: as it is."""
+    if ngrams:
+        encoder = model.encoder
+        encoder.ngrams = Embedding(ngrams, encoder.words.weight.shape[1])
+        nn.init.zeros_(encoder.ngrams.weight)
+        encoder.config = replace(encoder.config, ngrams=ngrams)
     return model
 
 

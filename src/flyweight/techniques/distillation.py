@@ -4,7 +4,8 @@
 
 The losses stand in training/distances.py, each with its formula; `hints` are a stage of their own, a quarter of the
 epochs, before the others. The model keeps its shape: `student` before it makes a smaller one, a pruned model gets back
-what it lost. Packed matrices become float. The epoch that agrees best with the teacher on validation messages is kept.
+what it lost. Packed matrices become float. The epoch that agrees best with the teacher on validation messages is
+kept; where labels alone teach (soft 0), that of the best F1.
 
 Changes: weights only. Needs: messages, labelled or not. Gives up: nothing but the time of a training.
 Sources: Hinton et al. 2015, arXiv:1503.02531; transfer text Tang et al. 2019, arXiv:1903.12136; of each loss with it.
@@ -27,7 +28,8 @@ from flyweight.training.distillation import distilled_loss, without_projections
 from flyweight.training.logits import Ensemble, LogitsTeacher, Teacher, soft_labels_loss
 from flyweight.training.loop import TrainingSettings, auto_epochs, fit
 from flyweight.training.quantized import known, training_key
-from flyweight.training.transfer import splices
+from flyweight.training.substitutes import word_vectors
+from flyweight.training.transfer import transfer_text
 
 AUTO_STEPS = 4000  # aimed at where epochs are not given ...
 AUTO_EPOCHS = (2, 60)  # ... within these bounds
@@ -128,7 +130,7 @@ class Distillation:
             )
 
         validation = tuple(m for m in data.validation if m.intent is None or m.intent in model.labels.intents)
-        score = asked(validation).agreement if validation else None
+        score = asked(validation).agreement if validation and (self.soft or set(names) - set(ANSWERS)) else None
         loss = distilled_loss(names, teacher, model, data.train, asked(data.train))
         settings = TrainingSettings(
             epochs=epochs,
@@ -157,7 +159,9 @@ class Distillation:
         if not run.data.train:
             raise DataError("no training messages", allowed="distillation needs at least one, labelled or not")
         train, never = run.data.train, {m.text for m in (*run.data.validation, *run.data.test)}
-        train = (*train, *splices(train, self.transfer * len(train), run.seed, never))
+        words = run.teacher.encoder.words.weight.detach().cpu().numpy()
+        vectors = word_vectors(run.teacher.tokenizer, words, model.tokenizer) if self.transfer else None
+        train = (*train, *transfer_text(train, self.transfer * len(train), run.seed, never, vectors=vectors))
         return replace(run.data, train=known(model, train), validation=known(model, run.data.validation))
 
     def _teacher(self, run: Run) -> Teacher:

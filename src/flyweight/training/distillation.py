@@ -88,6 +88,8 @@ def distilled_loss(
     for pairs in links.layers.values():
         for model, what, side in ((student, "the model", 0), (teacher, "the teacher", 1)):
             _refuse_without_heads(model, what, [pair[side] for pair in pairs], "+".join(links.layers))
+    if "neurons" in inside and not teacher.labels.intents:
+        raise ConfigError("the loss neurons chooses them by the teacher's intents, and it has none; leave neurons out")
     watched = Watched(teacher, messages, links, "neurons" in inside)
     loss = DistilledLoss(names, answers, student, watched)
     loss.give_projections(student, messages)
