@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed# what pyproject.toml and constraints.txt ask for
 READY := .venv/ready# and flyweight._native as of the sources under native/
 NATIVE_SOURCES := $(shell find native -mindepth 1 -not -name '.*')# folders too: a removed file counts
-GENERATED := README.md docs/cli.md docs/data.md docs/bases.md docs/founding.md docs/quantization.md docs/pruning.md src/flyweight/data/assistant/README.md
+GENERATED := README.md docs/cli.md docs/data.md docs/bases.md docs/founding.md docs/quantization.md docs/pruning.md docs/headline.md src/flyweight/data/assistant/README.md
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 # Without a compiler flyweight is installed in pure Python; with one, C++ that does not compile is an error.
 COMPILER := $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++)

@@ -224,8 +224,9 @@ def _target_on_set(label: str, measured: dict[str, Any]) -> dict[str, Any] | Non
 class Results:
     """The JSON file of one benchmark: sets in their order, each written as soon as it has been measured."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, more: dict[str, Any] | None = None):
+        """`more`: what is written beside the sets."""
+        self.path, self.more = path, more or {}
         self.sets: dict[str, dict[str, Any]] = {}
         if path.exists():
             self.sets = {each["set"]: each for each in json.loads(path.read_text(encoding="utf-8"))["sets"]}
@@ -239,8 +240,9 @@ class Results:
         """Put a set in, and write the file, whole or not at all."""
         self.sets[measured["set"]] = measured
         ordered = sorted(self.sets.values(), key=lambda each: SETS.index(each["set"]))
+        found = {"sets": ordered, "targets": targets(ordered), **self.more}
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps({"sets": ordered, "targets": targets(ordered)}, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         part.replace(self.path)
 
 
@@ -257,10 +259,12 @@ def show(measured: dict[str, Any]) -> None:
         )
 
 
-def arguments(description: str | None, results: Path, contenders: Sequence[str], allowed: Sequence[str]) -> Any:
-    """What headline.py and students.py are told."""
+def arguments(
+    description: str | None, results: Path, sets: Sequence[str], contenders: Sequence[str], allowed: Sequence[str]
+) -> Any:
+    """What headline.py and students.py are told: their defaults, and the contenders that they know."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, metavar="SET")
+    parser.add_argument("--sets", nargs="+", default=list(sets), choices=SETS, metavar="SET")
     parser.add_argument("--calls", type=int, default=ENOUGH_CALLS, help="timed calls a contender")
     parser.add_argument("--contenders", nargs="+", default=list(contenders), choices=allowed, metavar="NAME")
     parser.add_argument("--out", type=Path, default=results)
@@ -272,9 +276,9 @@ def arguments(description: str | None, results: Path, contenders: Sequence[str],
     return chosen
 
 
-def run(chosen: Any) -> Results:
+def run(chosen: Any, more: dict[str, Any] | None = None) -> Results:
     """Measure the sets that are missing."""
-    results = Results(chosen.out)
+    results = Results(chosen.out, more)
     for name in chosen.sets:
         if teacher_folder(name) is None:
             print(f"missing: the teacher of {name}; train it with benchmarks/teachers.py", file=sys.stderr)
@@ -285,7 +289,7 @@ def run(chosen: Any) -> Results:
 
 
 def main() -> None:
-    run(arguments(__doc__, RESULTS, CONTENDERS, (*CONTENDERS, *STUDENTS)))
+    run(arguments(__doc__, RESULTS, SETS, CONTENDERS, (*CONTENDERS, *STUDENTS)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import headline
-from headline import CLASSIC, MINILM, PARENT, TEACHER_RUNTIMES
+from headline import CLASSIC, MINILM, OURS, PARENT, TEACHER_RUNTIMES
 from real_data import METRICS
 from student_recipes import FAMILIES, STUDENTS, SUGGESTED, TARGETS
 
@@ -33,12 +33,12 @@ CONTENDERS = (*ANCHORS, *SHAPES, *(label for pair in SUGGESTED.values() for labe
 COLOURS = dict(zip(FAMILIES, ("#c0392b", "#e67e22", "#2471a3", "#1e8449", "#7d3c98"), strict=True))
 TITLES = {"intent_macro_f1": "intent macro-F1", "intent_accuracy": "intent accuracy"}
 SET_TITLES = {"banking77": "BANKING77", "sara-dedup": "sara-dedup", "atis": "ATIS", "snips": "SNIPS"}
-ANCHOR_STYLES = {  # group -> marker, colour
-    "teacher": ("s", "#202020"),
-    "plain": ("D", "#808080"),
-    "student": ("P", "#a04000"),
-    "classic": ("*", "#b7950b"),
+ANCHOR_COLOURS = {"teacher": "#202020", MINILM: "#17a589", SHAPE: "#b03a8c", CLASSIC: "#b7950b"}
+MARKERS = {
+    **dict(zip(TEACHER_RUNTIMES, ("o", "^", "D", "v", "s"), strict=True)),
+    CLASSIC: "*",
 }
+PLACES = ((5, -9), (-5, 5))  # of a shape's name beside its point, in points; families by turns
 
 
 def points(measured: dict[str, Any]) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
@@ -58,28 +58,31 @@ def draw(measured: dict[str, Any], folder: Path = CHARTS) -> Path:
 
     metric = METRICS[measured["set"]][0]
     lines, anchors = points(measured)
-    figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(10, 5.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.subplots()
     ax.set_xscale("log")
-    for family, line in lines.items():
+    ax.xaxis.set_major_formatter("{x:g}")
+    for i, (family, line) in enumerate(lines.items()):
         at = [(r["times"]["mean_ms"], r["quality"][metric]) for r in line]
-        ax.plot(*zip(*at, strict=True), "o-", color=COLOURS[family], markersize=5, linewidth=1.5, label=family)
+        ax.plot(*zip(*at, strict=True), "o-", color=COLOURS[family], markersize=4, linewidth=1.5, label=family)
+        style = {"fontsize": 7, "color": COLOURS[family], "ha": ("left", "right")[i % 2]}
         for r, xy in zip(line, at, strict=True):
-            text = r["label"].removeprefix(f"{family} ")
-            ax.annotate(text, xy, (4, -9), textcoords="offset points", fontsize=7, color=COLOURS[family])
-    for i, r in enumerate(anchors):
-        marker, colour = ANCHOR_STYLES[r["group"]]
+            ax.annotate(r["label"].removeprefix(f"{family} "), xy, PLACES[i % 2], textcoords="offset points", **style)
+    families = ax.legend(loc="lower right", fontsize=8, title="taught alike, Flyweight int8", title_fontsize=8)
+    dots = []
+    for r in anchors:
+        model, runtime = model_and_runtime(r)
+        title = model if model == CLASSIC else f"{model}, {runtime}"
         xy = r["times"]["mean_ms"], r["quality"][metric]
-        ax.plot(*xy, marker, color=colour, markersize=9 if marker == "*" else 6)
-        # Runtimes of one model lie at nearly one height: names stand by turns above and below.
-        place = (0, 8) if i % 2 else (0, -14)
-        ax.annotate(anchor_title(r), xy, place, textcoords="offset points", fontsize=7, color=colour, ha="center")
+        style = {"color": ANCHOR_COLOURS[model], "markersize": 9 if model == CLASSIC else 6, "alpha": 0.8}
+        dots += ax.plot(*xy, MARKERS[runtime], label=title, linestyle="none", **style)
+    ax.add_artist(families)
+    figure.legend(handles=dots, loc="outside right center", fontsize=8, frameon=False)
     marks(ax, measured, metric)
     ax.set_xlabel("milliseconds a message, tokenizer included, one thread (log)")
     ax.set_ylabel(f"{TITLES[metric]}, test messages")
     ax.set_title(f"{SET_TITLES[measured['set']]}: what a message costs, and what it is worth")
-    ax.legend(loc="lower right", fontsize=8)
     ax.grid(visible=True, which="major", alpha=0.25)
     path = folder / f"students-{measured['set']}.png"
     figure.savefig(path)
@@ -101,19 +104,22 @@ def marks(ax: Any, measured: dict[str, Any], metric: str) -> None:
         ax.annotate(f"-{target.intent_percent}%", (x, y), (4, -4), textcoords="offset points", fontsize=7)
 
 
-def anchor_title(row: dict[str, Any]) -> str:
-    """What stands beside a point: the model and its runtime."""
-    if row["group"] == "teacher":
-        return f"teacher, {row['name']}"
-    return f"{row['name']}, Flyweight int8" if row["name"] == f"{SHAPE}, seed 0" else row["name"]
+def model_and_runtime(row: dict[str, Any]) -> tuple[str, str]:
+    """(teacher, MiniLM, DistilBERT shape or the classic line; what runs it) of a row that is in no family."""
+    if row["group"] == "classic":
+        return row["name"], row["name"]
+    model, _, runtime = row["name"].rpartition(", ")
+    return (row["label"], OURS) if row["group"] == "student" else (model or "teacher", runtime)
 
 
 def main() -> None:
     if sys.argv[1:] == ["--draw"]:
         results = headline.Results(RESULTS)
     else:
-        chosen = headline.arguments(__doc__, RESULTS, CONTENDERS, (*headline.CONTENDERS, *CONTENDERS, *STUDENTS))
-        results = headline.run(chosen)
+        chosen = headline.arguments(
+            __doc__, RESULTS, ("banking77",), CONTENDERS, (*headline.CONTENDERS, *CONTENDERS, *STUDENTS)
+        )
+        results = headline.run(chosen, {"suggested": SUGGESTED})
     for measured in results.sets.values():
         print(draw(measured))
 
