@@ -52,7 +52,8 @@ def test_readme_names_every_single_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", *(f"docs/{page}.md" for page in ("cli", "data", "bases", "founding", "quantization"))]
+    "name",
+    ["README.md", *(f"docs/{page}.md" for page in ("cli", "data", "bases", "founding", "quantization", "headline"))],
 )
 def test_no_generated_part_is_empty(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
