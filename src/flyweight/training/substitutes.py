@@ -41,19 +41,22 @@ class WordVectors(NamedTuple):
     keeps_case: bool
 
 
-def word_vectors(tokenizer: Tokenizer, embeddings: np.ndarray, *others: Tokenizer) -> WordVectors:
+def word_vectors(tokenizer: Tokenizer, embeddings: np.ndarray | None, *others: Tokenizer) -> WordVectors:
     """The words that a tokenizer keeps whole, two letters or longer, with their rows of embeddings (n_ids, E).
 
-    others: tokenizers that will read the same text: a mask must be one token to all, and case is kept if any keeps it.
+    embeddings: None gives no words. others: tokenizers that will read the same text: a mask must be one token to all,
+    and case is kept if any keeps it.
     """
     readers = (tokenizer, *others)
+    mask = next((m for m in MASKS if all(_is_one_token(m, reader) for reader in readers)), "")
+    keeps_case = any(list(r.encode("No").ids) != list(r.encode("no").ids) for r in readers)
+    if embeddings is None:
+        return WordVectors([], np.zeros((0, 0), np.float32), mask, keeps_case)
     blank = len(tokenizer.encode("").ids)
     tokens = {token.lstrip("▁Ġ") for token in vocabulary(json.loads(tokenizer.source)) if not token.startswith("##")}
     words = sorted(token for token in tokens if len(token) > 1 and token.isalpha())
     encoded = tokenizer.encode_batch([f" {word}" for word in words])
     whole = [(w, int(e.ids[e.first[0]])) for w, e in zip(words, encoded, strict=True) if len(e.ids) == blank + 1]
-    mask = next((m for m in MASKS if all(_is_one_token(m, reader) for reader in readers)), "")
-    keeps_case = any(list(r.encode("No").ids) != list(r.encode("no").ids) for r in readers)
     return WordVectors([w for w, _ in whole], embeddings[[i for _, i in whole]], mask, keeps_case)
 
 
