@@ -2,10 +2,10 @@
 
     ms[kind, bits] = median_i (t_bits[i] - t_8[i]) / weights of the kind          a weight, more than with int8
 
-t_8: the model's shape in int8; t_bits: the same with one kind of matrix (QKV, out, up or down) of all layers in that
-many bits; call by call in turn, text in, answer out, one thread, on the messages given. Codes are random there: time
-does not depend on their values. Embedding rows are looked up and heads are small: their bits cost no time. Codes of 3
-bits are multiplied as int8, and cost what int8 costs.
+t_8: the model's shape in int8; t_bits: the same with one kind of matrix (QKV, out, up, down, or another layer's) of all
+layers in that many bits; call by call in turn, text in, answer out, one thread, on the messages given. Codes are random
+there: time does not depend on their values. Embedding rows are looked up and heads are small: their bits cost no time.
+Codes of 3 bits are multiplied as int8, and cost what int8 costs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from flyweight.runtime.parser import Parser
 
 N_CALLS = 200
 N_ROUNDS = 3  # of N_CALLS, of a whole model
-KINDS = ("attention.qkv", "attention.out", "ffn.up", "ffn.down")
 RESERVE = 8192  # bytes of the manifest for the receipts of this step and a few more
 
 
@@ -51,8 +50,18 @@ class Milliseconds:
 
     def of(self, name: str, module: Matrix, bits: int) -> float:
         """What the matrix at these bits takes more than at 8 (less: negative)."""
-        found = self.per_weight.get(name.partition(".")[2].partition(".")[2], {}).get(bits, 0.0)
+        found = self.per_weight.get(kind_of(name), {}).get(bits, 0.0)
         return found * module.weight.numel()
+
+
+def kind_of(name: str) -> str:
+    """What matrices of several layers have in common: `layers.3.ffn.up` is of kind `ffn.up`; "" outside layers."""
+    return name.partition(".")[2].partition(".")[2]
+
+
+def kinds(model: NLUModel) -> tuple[str, ...]:
+    """The kinds of matrices in a model's layers, in their order there."""
+    return tuple(dict.fromkeys(kind for name, _, _ in model.matrices() if (kind := kind_of(name))))
 
 
 def entry_of(module: Matrix, bits: int) -> dict[str, Any]:
@@ -103,7 +112,7 @@ def milliseconds(
     name = f"milliseconds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.json"
     path = None if folder is None else Path(folder) / name
     timed = [b for b in bits if b in PLANES]
-    if path is not None and (kept := _kept(path, timed)) is not None:
+    if path is not None and (kept := _kept(path, kinds(model), timed)) is not None:
         return kept
     found = _measure(model, texts, timed, progress)
     if path is not None:
@@ -125,11 +134,11 @@ def whole_milliseconds(model: NLUModel, texts: Sequence[str], int8_ms: float) ->
     return int8_ms * float(np.median([timed["child"].mean_ms / timed["int8"].mean_ms for timed in rounds]))
 
 
-def _kept(path: Path, bits: Sequence[int]) -> Milliseconds | None:
+def _kept(path: Path, of: Sequence[str], bits: Sequence[int]) -> Milliseconds | None:
     """What the file holds; None where it is missing or holds something else: it is measured again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        rows = {kind: {b: found["per_weight"][kind][str(b)] for b in bits} for kind in KINDS}
+        rows = {kind: {b: found["per_weight"][kind][str(b)] for b in bits} for kind in of}
         numbers = [found["int8_ms"], *(ms for row in rows.values() for ms in row.values())]
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
@@ -144,13 +153,13 @@ def _measure(model: NLUModel, texts: Sequence[str], bits: Sequence[int], progres
     with (
         tempfile.TemporaryDirectory() as folder,
         single_thread(),
-        bar("milliseconds", len(KINDS) * len(bits), show=progress) as advance,
+        bar("milliseconds", len(kinds(model)) * len(bits), show=progress) as advance,
     ):
         int8 = _parser(base, Path(folder) / "int8.fly")
-        for kind in KINDS:
+        for kind in kinds(model):
             for b in bits:
                 variant = base.copy()
-                chosen = [module for name, module, _ in variant.matrices() if name.endswith(kind)]
+                chosen = [module for name, module, _ in variant.matrices() if kind_of(name) == kind]
                 for module in chosen:
                     set_bits(module, random_codes(module, b))
                 child = _parser(variant, Path(folder) / f"{kind}-{b}.fly")

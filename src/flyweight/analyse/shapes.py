@@ -33,7 +33,7 @@ from flyweight.export.fly import contents, unproved
 from flyweight.forms.int8 import int8_rows
 from flyweight.measure.latency import compare, single_thread
 from flyweight.measure.machine import machine
-from flyweight.model.encoder import EncoderConfig, LayerShape
+from flyweight.model.encoder import ConvolutionShape, EncoderConfig, LayerShape, Shape
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.runtime import native
@@ -93,7 +93,7 @@ class Clock:
 
     def clocked(self, config: EncoderConfig, n_calls: int) -> Clocked:
         """Of this shape, measured or as it was measured before."""
-        shape = " ".join([f"{config.hidden}:", *(f"{layer.heads}x{layer.ffn}" for layer in config.layers)])
+        shape = " ".join([f"{config.hidden}:", *(_short(layer) for layer in config.layers)])
         key = f"{shape} {n_calls}"
         if key not in self.known:
             self.known[key] = self.measure(config, n_calls)
@@ -102,7 +102,7 @@ class Clock:
 
     def table(self, progress: bool = True) -> ShapeTimes:
         """The parts of every number of heads and, on a grid, of neurons up to those of the dense model."""
-        layers = self.config.layers
+        layers = self.config.transformer_shapes("a table of heads and neurons")
         heads, widths = range(max(s.heads for s in layers) + 1), grid([s.ffn for s in layers])
         n, dense_ms = len(layers), list[float]()
         with bar("milliseconds", len(heads) + len(widths), show=progress) as advance:
@@ -138,6 +138,13 @@ class Clock:
         if self.path is not None:
             with whole_file(self.path) as file:
                 file.write(json.dumps(self.known, indent=1).encode())
+
+
+def _short(layer: Shape) -> str:
+    """A layer's shape in a few letters: 12x3072 of a transformer, lstm, convolution 3."""
+    if isinstance(layer, LayerShape):
+        return f"{layer.heads}x{layer.ffn}"
+    return f"{layer.kind} {layer.width}" if isinstance(layer, ConvolutionShape) else layer.kind
 
 
 def packed_at_random(like: NLUModel, config: EncoderConfig, bits: int) -> NLUModel:

@@ -97,14 +97,15 @@ def blocks_of(
 ) -> list[Parts]:
     """Attention and FFN of every layer. fitted_on: texts of training messages; measured_on: those that kl is of."""
     found: list[Parts] = []
-    n_layers = len(model.encoder.layers)
+    layers = model.encoder.transformer_layers("measuring heads and neurons")
+    n_layers = len(layers)
     with bar("heads and neurons", 2 * n_layers, show=progress) as advance:
         measured = Measured(model, measured_on)
         for stage in stages(model, model.tokenizer.encode_batch(list(fitted_on))):
             number = stage.names[0].split(".")[1] if stage.names else ""
             if not number.isdigit():
                 continue
-            layer = model.encoder.layers[int(number)]
+            layer = layers[int(number)]
             pair = []
             for part, module, n in (
                 ("attention.out", layer.attention.out, layer.attention.heads),
@@ -189,7 +190,7 @@ def cut(model: NLUModel, blocks: Sequence[Parts], layers: Sequence[LayerShape | 
     found = keep_neurons(keep_heads(model, heads), neurons)
     with torch.no_grad():
         for i, shape in there.items():
-            layer, old = found.encoder.layers[i], model.encoder.layers[i]
+            layer, old = (of.encoder.transformer_layers("cutting structures")[i] for of in (found, model))
             for block, module, before, n in (
                 (blocks[i].attention, layer.attention.out, old.attention.out, shape.heads),
                 (blocks[i].ffn, layer.ffn.down, old.ffn.down, shape.ffn),

@@ -20,7 +20,7 @@ import numpy as np
 from flyweight.analyse.heat_map import panel
 from flyweight.artifact import read
 from flyweight.errors import ArtifactError, CheckpointError, ConfigError, MissingExtraError
-from flyweight.model.encoder import LayerShape
+from flyweight.model.encoder import LayerShape, shape_from_dict
 from flyweight.model.nlu import NLUModel
 from flyweight.model.survivors import Survivors, fingerprint, fitting
 from flyweight.runtime.parser import find
@@ -102,13 +102,14 @@ Left = tuple[dict[str, Any] | None, tuple[LayerShape, ...]]  # what the card say
 
 def _of_folder(path: Path) -> Left:
     model = NLUModel.load(path)
-    return model.card.survivors, model.encoder.config.layers
+    return model.card.survivors, model.encoder.config.transformer_shapes(str(path))
 
 
 def _of_file(path: Path) -> Left:
     artifact = read(path)
-    layers = (LayerShape(heads=s["heads"], ffn=s["ffn"]) for s in check_model(artifact)["layers"])
-    return artifact.manifest["lineage"].get("survivors"), tuple(layers)
+    shapes = (shape_from_dict(layer) for layer in check_model(artifact)["layers"])
+    layers = tuple(shape for shape in shapes if isinstance(shape, LayerShape))
+    return artifact.manifest["lineage"].get("survivors"), layers
 
 
 def _fitting(path: Path, card: dict[str, Any], layers: tuple[LayerShape, ...]) -> Survivors:
@@ -122,7 +123,7 @@ def _fitting(path: Path, card: dict[str, Any], layers: tuple[LayerShape, ...]) -
 def strengths(dense: NLUModel) -> dict[str, list[np.ndarray]]:
     """Of heads and neurons of each layer, shares of the layer's largest."""
     found: dict[str, list[np.ndarray]] = {HEADS: [], NEURONS: []}
-    for layer in dense.encoder.layers:
+    for layer in dense.encoder.transformer_layers("strengths of heads and neurons"):
         n, d = layer.attention.heads, layer.attention.head_size
         v = layer.attention.qkv.weight.detach().numpy()[2 * n * d :].reshape(n, d, -1)  # (H, d, D)
         out = layer.attention.out.weight.detach().numpy().reshape(-1, n, d)  # (D, H, d)

@@ -223,7 +223,7 @@ def _state(
     parts: list[tuple[str, str, tuple[int, ...]]] = [("norm", family.norm, (width,))]  # ours, theirs, of its weight
     if config.embedding and family.projection:
         parts.append(("projection", family.projection, (D, width)))
-    for i, layer in enumerate(config.layers):
+    for i, layer in enumerate(config.transformer_shapes("reading a checkpoint")):
         A, F, ours = layer.heads * config.head_size, layer.ffn, f"layers.{i}"
         qkv = [getattr(family, name).format(i=i) for name in ("query", "key", "value")]
         state[f"{ours}.attention.qkv.weight"] = torch.cat([take(f"{name}.weight", (A, D)) for name in qkv])

@@ -36,8 +36,9 @@ def states_from(encoder: Encoder, first: int, x: Tensor, mask: Tensor) -> list[T
     refuse_gradients()
     config, states = encoder.config, [x]
     lengths = mask.sum(dim=1).tolist()
-    for i in range(first, len(encoder.layers)):
-        block = _block(f"layers.{i}", encoder.layers[i])
+    layers = encoder.transformer_layers("integer_only")
+    for i in range(first, len(layers)):
+        block = _block(f"layers.{i}", layers[i])
         before = states[-1].cpu().numpy()
         after = np.zeros_like(before)
         for row, n in enumerate(lengths):

@@ -126,7 +126,7 @@ class Recurrent(Linear):
         super().__init__(units, 4 * units, bias=False)
 
     @property
-    def activations(self) -> Activations:  # type: ignore[override]
+    def activations(self) -> Activations:
         """float, or static in constant steps."""
         return self._activations
 
@@ -135,7 +135,7 @@ class Recurrent(Linear):
         self._activations: Activations = "float" if value == "float" else "static"
 
     @property
-    def input_scale(self) -> float | None:  # type: ignore[override]
+    def input_scale(self) -> float | None:
         """The constant step where it is used."""
         return RECURRENT_STEP if self.activations == "static" else None
 

@@ -29,6 +29,7 @@ from flyweight.tokenizer import Encoded
 
 DAMP = 1e-4  # of the mean square, added to every square
 BATCH = 32  # messages of like length at once
+WHO = "a narrower residual stream"  # for errors
 
 
 def keep_hidden(model: NLUModel, kept: Sequence[int], encoded: Sequence[Encoded]) -> NLUModel:
@@ -46,8 +47,10 @@ def sliced(model: NLUModel, write: Tensor, encoded: Sequence[Encoded]) -> NLUMod
     """A new model that writes P^T x: write = P (D, D'). encoded: messages that it is fitted on, in evaluation mode.
 
     Kept are the states of both models at one layer, batch by batch: n_tokens x (D + D') floats.
-    Errors: ConfigError for packed or masked matrices.
+    Errors: ConfigError for packed or masked matrices, layers that are no transformers, and max pooling.
     """
+    if model.pooling == "max":
+        raise ConfigError(f"{WHO} is fitted to means or single tokens, but pooling is 'max'; leave it out")
     found = unpacked_copy(model).to("cpu").eval()
     dense = found.copy()
     found.card.survivors = before_cut(model).to_dict()  # heads and neurons are still those of the model as it was
@@ -95,7 +98,7 @@ def _sites(model: NLUModel) -> list[tuple[nn.Module, list[Linear]]]:
     encoder = model.encoder
     modules: list[nn.Module] = [encoder.norm if encoder.projection is None else encoder.projection]
     readers: list[list[Linear]] = []
-    for layer in encoder.layers:
+    for layer in encoder.transformer_layers(WHO):
         modules += [layer.attention.norm, layer.ffn.norm]
         readers += [[layer.attention.qkv], [layer.ffn.up]]
     heads = [model.intent_head if model.pooler is None else model.pooler, model.tag_head]
@@ -123,7 +126,7 @@ class _Stage:
         """The site is fitted: go on to the next layer, where it is the last one of its layer."""
         if not self.embedded:
             self.x, self.embedded = self._through(module)[1], True
-        elif module is self.encoder.layers[self.first].ffn.norm:
+        elif module is self.encoder.transformer_layers(WHO)[self.first].ffn.norm:
             self.x = self._through(module)[1]
             self.first += 1
 
@@ -153,9 +156,11 @@ def _write(model: NLUModel, write: Tensor) -> None:
     encoder, width = model.encoder, write.shape[1]
     encoder.config = replace(encoder.config, hidden=width)
     eps = encoder.config.norm_eps
-    writers = [m for layer in encoder.layers for m in (layer.attention.out, layer.ffn.down)]
+    layers = encoder.transformer_layers(WHO)
+    writers = [m for layer in layers for m in (layer.attention.out, layer.ffn.down)]
     if encoder.projection is None:
-        for table in (encoder.words, encoder.positions):
+        tables = [encoder.words, encoder.positions, *([] if encoder.ngrams is None else [encoder.ngrams])]
+        for table in tables:
             table.weight = nn.Parameter(table.weight @ write)
         encoder.norm = nn.LayerNorm(width, eps=eps)
     else:
@@ -164,7 +169,7 @@ def _write(model: NLUModel, write: Tensor) -> None:
         writer.weight = nn.Parameter(write.t() @ writer.weight)
         if writer.bias is not None:
             writer.bias = nn.Parameter(write.t() @ writer.bias)
-    for layer in encoder.layers:
+    for layer in layers:
         layer.attention.norm, layer.ffn.norm = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
     model.eval()
 

@@ -34,8 +34,10 @@ Kept = Mapping[int, Sequence[int]]  # layer -> indices kept, in any order; layer
 def keep_heads(model: NLUModel, kept: Kept) -> NLUModel:
     """A new model with these heads only. Errors: ConfigError for packed matrices and for indices that are no heads."""
     model, survivors = unpacked_copy(model), before_cut(model)
-    for i, heads in _checked(model, kept, [s.heads for s in model.encoder.config.layers], "head").items():
-        attention = model.encoder.layers[i].attention
+    for i, heads in _checked(
+        model, kept, [s.heads for s in model.encoder.config.transformer_shapes("removing heads")], "head"
+    ).items():
+        attention = model.encoder.transformer_layers("removing heads")[i].attention
         d = attention.head_size
         at = (heads[:, None] * d + torch.arange(d)).flatten()  # (H'*d,): where the kept heads' rows lie in Q
         all_rows = attention.heads * d
@@ -51,8 +53,10 @@ def keep_heads(model: NLUModel, kept: Kept) -> NLUModel:
 def keep_neurons(model: NLUModel, kept: Kept) -> NLUModel:
     """A new model with these FFN neurons only. Errors: ConfigError as in keep_heads."""
     model, survivors = unpacked_copy(model), before_cut(model)
-    for i, neurons in _checked(model, kept, [s.ffn for s in model.encoder.config.layers], "neuron").items():
-        ffn = model.encoder.layers[i].ffn
+    for i, neurons in _checked(
+        model, kept, [s.ffn for s in model.encoder.config.transformer_shapes("removing neurons")], "neuron"
+    ).items():
+        ffn = model.encoder.transformer_layers("removing neurons")[i].ffn
         ffn.up, ffn.down = kept_rows(ffn.up, neurons), kept_columns(ffn.down, neurons)
     model.card.survivors = survivors.with_neurons(kept).to_dict()
     return reshaped(model)
@@ -70,8 +74,13 @@ def keep_layers(model: NLUModel, kept: Sequence[int]) -> NLUModel:
 def keep_tokens(model: NLUModel, kept: Collection[int]) -> NLUModel:
     """A new model with these token ids and those its tokenizer needs beside them; ids are numbered anew.
 
-    Errors: ConfigError for packed matrices and for a tokenizer that cannot be rewritten.
+    Errors: ConfigError for packed matrices, for bigrams, and for a tokenizer that cannot be rewritten.
     """
+    if model.encoder.config.ngrams:
+        raise ConfigError(
+            "the model has rows of token bigrams, found by the tokens' ids: other ids would find other rows; "
+            "make the vocabulary smaller first, then the student with bigrams"
+        )
     model = unpacked_copy(model)
     source, order = shrunk(model.tokenizer.source, kept)
     model.tokenizer = Tokenizer(source, model.tokenizer.max_tokens)
@@ -96,7 +105,8 @@ def unpacked_copy(model: NLUModel) -> NLUModel:
 
 def reshaped(model: NLUModel) -> NLUModel:
     """The model whose configuration says what its layers have become (in place)."""
-    shapes = tuple(LayerShape(heads=m.attention.heads, ffn=m.ffn.up.weight.shape[0]) for m in model.encoder.layers)
+    layers = model.encoder.transformer_layers("removing structure")
+    shapes = tuple(LayerShape(heads=m.attention.heads, ffn=m.ffn.up.weight.shape[0]) for m in layers)
     model.encoder.config = replace(model.encoder.config, layers=shapes)
     return model
 

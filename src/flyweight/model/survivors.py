@@ -37,9 +37,10 @@ class Survivors:
 
     @classmethod
     def all_of(cls, config: EncoderConfig) -> Survivors:
-        """Of a model that nothing was removed from."""
-        heads, neurons = (tuple(tuple(range(getattr(s, of))) for s in config.layers) for of in ("heads", "ffn"))
-        return cls(config.layers, tuple(range(len(config.layers))), heads, neurons)
+        """Of a model that nothing was removed from. Errors: ConfigError where layers are no transformers."""
+        shapes = config.transformer_shapes("removing structure")
+        heads, neurons = (tuple(tuple(range(getattr(s, of))) for s in shapes) for of in ("heads", "ffn"))
+        return cls(shapes, tuple(range(len(shapes))), heads, neurons)
 
     def with_heads(self, kept: Mapping[int, Sequence[int]]) -> Survivors:
         """After a cut that keeps these, layers and heads counted as they are now."""
@@ -104,7 +105,7 @@ def survivors_of(model: NLUModel) -> Survivors:
     """What the model's card says; all of its own, where nothing was removed yet. Errors: CheckpointError."""
     if model.card.survivors is None:
         return Survivors.all_of(model.encoder.config)
-    return fitting(model.card.survivors, model.encoder.config.layers)
+    return fitting(model.card.survivors, model.encoder.config.transformer_shapes(WRONG))
 
 
 def fitting(card: dict[str, Any], layers: Sequence[LayerShape]) -> Survivors:
@@ -125,7 +126,7 @@ def fingerprint(model: NLUModel) -> str:
     """16 digits of the SHA-256 of its layers' matrices: Wq, Wk, Wv, Wo, W1, W2, layer by layer."""
     found = hashlib.sha256()
     for layer in model.encoder.layers:
-        for matrix in (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down):
+        for _, matrix in layer.matrices():
             found.update(matrix.weight.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
 

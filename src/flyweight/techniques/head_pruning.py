@@ -56,7 +56,7 @@ class HeadPruning:
 
         Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
         """
-        n_units = sum(s.heads for s in model.encoder.config.layers)
+        n_units = sum(s.heads for s in model.encoder.config.transformer_shapes("head_pruning"))
 
         def cut(now: NLUModel, gradients: MaskGradients, count: int) -> NLUModel:
             return keep_heads(now, most_important(head_importance(gradients), count))

@@ -62,6 +62,7 @@ class HiddenPruning:
         Errors: ConfigError for packed or masked matrices, or fewer than 8 numbers a token; DataError
         without training messages.
         """
+        model.encoder.config.transformer_shapes("hidden_pruning")
         hidden = model.encoder.config.hidden
         width = round(self.keep * hidden)
         if width == hidden:

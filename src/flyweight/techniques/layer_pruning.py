@@ -72,7 +72,7 @@ class LayerPruning:
         Errors: ConfigError for packed or masked matrices; DataError without messages, or where nothing can be learnt
         from.
         """
-        n_layers = len(model.encoder.layers)
+        n_layers = len(model.encoder.config.transformer_shapes("layer_pruning"))
         keep = (n_layers + 1) // 2 if self.keep is None else self.keep
         if keep >= n_layers:
             return model.copy()

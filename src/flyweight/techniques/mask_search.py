@@ -72,6 +72,7 @@ class MaskSearch:
         """
         if self.keep == 1:
             return model.copy()
+        model.encoder.config.transformer_shapes("mask_search")
         model = unpacked_copy(model)
         gradients = mask_gradients(
             model,
@@ -104,18 +105,18 @@ class MaskSearch:
 
     def _costs(self, model: NLUModel, run: Run, tokens: float) -> tuple[float, float]:
         """What a head and a neuron cost: multiplications of a message of so many tokens, or milliseconds."""
-        config = model.encoder.config
+        config, shapes = model.encoder.config, model.encoder.config.transformer_shapes("mask_search")
         if self.cost == "flops":
             head = tokens * (4 * config.hidden * config.head_size + 2 * tokens * config.head_size)
             return head, tokens * 2 * config.hidden
         clock = Clock(model, [m.text for m in run.data.train], INT8, run.folder)
 
         def share(heads: bool, neurons: bool) -> float:
-            layers = (LayerShape(heads=heads * s.heads, ffn=neurons * s.ffn) for s in config.layers)
+            layers = (LayerShape(heads=heads * s.heads, ffn=neurons * s.ffn) for s in shapes)
             return clock.share(replace(config, layers=tuple(layers)))
 
         bare = share(False, False)
-        n_heads, n_neurons = sum(s.heads for s in config.layers), sum(s.ffn for s in config.layers)
+        n_heads, n_neurons = sum(s.heads for s in shapes), sum(s.ffn for s in shapes)
         # A share of the dense model's time is as good as milliseconds. What takes no time stays.
         head = max(0.0, share(True, False) - bare) / max(n_heads, 1)
         return head, max(0.0, share(False, True) - bare) / max(n_neurons, 1)

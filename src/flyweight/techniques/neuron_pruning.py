@@ -55,7 +55,7 @@ class NeuronPruning:
 
         Errors: ConfigError for packed or masked matrices; DataError where no message can score, or teach.
         """
-        n_units = sum(s.ffn for s in model.encoder.config.layers)
+        n_units = sum(s.ffn for s in model.encoder.config.transformer_shapes("neuron_pruning"))
 
         def cut(now: NLUModel, gradients: MaskGradients, count: int) -> NLUModel:
             return keep_neurons(now, most_important(neuron_importance(gradients), count))

@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from flyweight.errors import ConfigError
+from flyweight.model.encoder import Layer
 from flyweight.model.linear import Embedding, Linear, Matrix
 from flyweight.model.nlu import NLUModel
 from flyweight.techniques.room import Run, check_choice, check_training
@@ -100,7 +101,8 @@ class QAT:
                 module.input_quantizer = self._inputs(tokens, n_steps)
         if self.activations == "static":
             for layer in model.encoder.layers:
-                layer.attention.qkv.output_quantizer = StaticAttention(tokens, delay=round(self.delay * n_steps))
+                if isinstance(layer, Layer):
+                    layer.attention.qkv.output_quantizer = StaticAttention(tokens, delay=round(self.delay * n_steps))
         return fit_taught(
             model,
             data,

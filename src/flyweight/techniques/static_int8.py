@@ -36,7 +36,7 @@ from flyweight.errors import ArtifactError, ConfigError
 from flyweight.forms import Int8, describe
 from flyweight.forms.int8 import int8_rows
 from flyweight.model.encoder import Layer
-from flyweight.model.linear import Activations, Embedding, Linear, set_form
+from flyweight.model.linear import Activations, Embedding, Linear, Recurrent, set_form
 from flyweight.model.nlu import NLUModel, Part
 from flyweight.progress import bar
 from flyweight.techniques.room import Run, check_choice
@@ -178,6 +178,8 @@ def static_choices(
     for name, module, part in model.matrices():
         if part not in parts or not isinstance(module, Linear) or not module.weight.numel():
             continue
+        if isinstance(module, Recurrent):  # its step is a constant
+            continue
         integer = isinstance(module.form, Int8) or getattr(module.form, "scale", None) is not None
         if integer and (step := seen[name].step(method)) is not None:
             found.append(Choice(name, module, (step,), module.activations))
@@ -195,6 +197,8 @@ def static_choices(
 def smooth(model: NLUModel, seen: dict[str, Observer], alpha: float) -> None:
     """Fold smoothing factors into float matrices, in place, where the model stays the same. Packed ones are left."""
     for i, layer in enumerate(model.encoder.layers):
+        if not isinstance(layer, Layer):  # a nonlinear function lies between what makes a channel and what takes it
+            continue
         for makes, rows, takes, name in _pairs(layer, model.encoder.config.activation):
             channels = seen[f"layers.{i}.{name}"].channels
             if channels is None or makes.form is not None or takes.form is not None:

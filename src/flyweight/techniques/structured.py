@@ -92,6 +92,7 @@ class StructuredPruning:
         """
         if self.speedup == 1:
             return model.copy()
+        model.encoder.config.transformer_shapes("structured")
         dense, model = model, unpacked_copy(model).to("cpu").eval()
         asked = sample(run.data.validation or run.data.train, N_MEASURED)
         clock = Clock(model, [m.text for m in run.data.validation or run.data.train], self.bits, run.folder)

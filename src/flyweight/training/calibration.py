@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.artifact import is_step
-from flyweight.model.linear import STEPS, Linear
+from flyweight.model.encoder import Layer
+from flyweight.model.linear import STEPS, Linear, Recurrent
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.progress import Advance
 from flyweight.tokenizer import Encoded
@@ -163,10 +164,12 @@ def observe(
     real: list[Tensor] = []  # mask (B, T) of the batch that is under way
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for name, module, _ in model.matrices():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear) and not isinstance(module, Recurrent):  # h is in [-1, 1], its step a constant
             seen[name] = Observer()
             handles.append(module.register_forward_pre_hook(_sees_input(seen[name], real)))
     for i, layer in enumerate(model.encoder.layers):
+        if not isinstance(layer, Layer):
+            continue
         parts = [Observer() for _ in "qkv"]
         seen |= {f"layers.{i}.attention.qkv.{part}": o for part, o in zip("qkv", parts, strict=True)}
         handles.append(layer.attention.qkv.register_forward_hook(_sees_outputs(parts, real)))

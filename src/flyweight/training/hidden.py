@@ -89,6 +89,8 @@ def cut_differently(teacher: NLUModel, student: NLUModel, messages: Sequence[Mes
 
 def layers_taught(model: NLUModel, teacher: NLUModel) -> list[int] | None:
     """The teacher's layer of each of the model's; None where the model was not cut out of the teacher: one to one."""
+    if any(shape.kind != "transformer" for of in (model, teacher) for shape in of.encoder.config.layers):
+        return None
     ours, theirs = survivors_of(model), survivors_of(teacher)
     if ours.dense != theirs.dense or not set(ours.layers) <= set(theirs.layers):
         return None

@@ -59,7 +59,7 @@ def mask_gradients(
     at, training, layers = pick_device(device), model.training, range(len(model.encoder.layers))
     model.to(at).eval()
     examples = encode(model, [message for _, message in chosen])
-    shapes = model.encoder.config.layers
+    shapes = model.encoder.config.transformer_shapes("importance of heads and neurons")
     masks = [torch.ones(s.heads, device=at, requires_grad=True) for s in shapes]
     masks += [torch.ones(s.ffn, device=at, requires_grad=True) for s in shapes]
     found = [np.zeros((len(chosen), len(mask)), np.float32) for mask in masks]

@@ -1,6 +1,7 @@
 """What matrices are multiplied by: messages passed through a model stage by stage, and the second moments of inputs.
 
     H = sum_t x_t x_t^T       x_t (n_in,): inputs of one matrix at all real tokens, rounded to int8 as the engine does
+                              (per token; those of a recurrent matrix, h_{t-1}, in steps of 1/127)
 
 A stage is one layer, or what lies before or behind the layers. Its inputs are kept, so that a stage can be run again
 and again while its matrices change; what the next stage sees comes from the changed ones. Kept are n_tokens x D floats
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flyweight.artifact import RECURRENT_STEP
 from flyweight.model.encoder import Encoder
-from flyweight.model.linear import Linear, quantize_activations
+from flyweight.model.linear import Linear, Recurrent, quantize_activations, quantize_static
 from flyweight.model.nlu import NLUModel, pad
 from flyweight.tokenizer import Encoded
 
@@ -42,7 +44,9 @@ def second_moment(module: Linear, replay: Callable[[], None], constant: bool = F
     h = torch.zeros(n, n, device=module.weight.device)
 
     def add(_: Any, inputs: tuple[Tensor]) -> None:
-        x = quantize_activations(inputs[0]).flatten(0, -2)
+        recurrent = isinstance(module, Recurrent)
+        x = quantize_static(inputs[0], RECURRENT_STEP) if recurrent else quantize_activations(inputs[0])
+        x = x.flatten(0, -2)
         x = F.pad(x, (0, 1), value=1.0) if constant else x
         h.addmm_(x.t(), x)
 
@@ -67,7 +71,7 @@ def stages(model: NLUModel, encoded: Sequence[Encoded]) -> Iterator[Stage]:
         yield Stage(["embeddings.projection"], lambda: _each(_arguments, [(encoder, *m) for m in masked]))
     arguments = [_arguments(encoder, *m) for m in masked]
     for i, layer in enumerate(encoder.layers):
-        names = [f"layers.{i}.{part}" for part in ("attention.qkv", "attention.out", "ffn.up", "ffn.down")]
+        names = [f"layers.{i}.{name}" for name, _ in layer.matrices()]
         yield Stage(names, lambda layer=layer, given=arguments: _each(layer, given))  # type: ignore[misc]
         arguments = [(layer(*a), *a[1:]) for a in arguments]
     first = [torch.from_numpy(_word_starts(batch)).to(device) for batch in batches]

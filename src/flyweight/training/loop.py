@@ -36,6 +36,7 @@ from flyweight.model.nlu import NLUModel, pad
 from flyweight.progress import bar
 from flyweight.tokenizer import Encoded
 from flyweight.training.losses import Batch, Loss, Score, labels_loss
+from flyweight.training.occurring import occurring_rows
 from flyweight.training.quantizers import Quantizer
 
 CHECKPOINT = "training.pt"
@@ -270,24 +271,14 @@ class _Run:
 
     @contextmanager
     def small_vocabulary(self) -> Iterator[None]:
-        """Within, the model knows only the token ids that occur; afterwards all rows are back in place."""
-        words = self.model.encoder.words
-        full = words.weight.data
+        """Within, the model knows only the token ids and bigrams that occur; afterwards all rows are back in place."""
         encoded = [e.encoded for e in self.examples] + self.validation_encoded
-        used = np.unique(np.concatenate([[0], *(e.ids for e in encoded)]))
-        renumber = np.zeros(len(full), np.int32)
-        renumber[used] = np.arange(len(used))
-        self.examples = [replace(e, encoded=replace(e.encoded, ids=renumber[e.encoded.ids])) for e in self.examples]
-        self.validation_encoded = [replace(e, ids=renumber[e.ids]) for e in self.validation_encoded]
-        used_index = torch.from_numpy(used).to(full.device)
-        words.weight = nn.Parameter(full[used_index].clone())
-        groups = parameter_groups(self.model, self.settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=self.device.type != "mps")
-        try:
+        with occurring_rows(self.model.encoder, encoded) as number:
+            self.examples = [replace(e, encoded=replace(e.encoded, ids=number[e.encoded.ids])) for e in self.examples]
+            self.validation_encoded = [replace(e, ids=number[e.ids]) for e in self.validation_encoded]
+            groups = parameter_groups(self.model, self.settings.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=self.device.type != "mps")
             yield
-        finally:
-            full[used_index] = words.weight.data
-            words.weight = nn.Parameter(full)
 
     def train_step(self) -> float:
         """One batch: forward, backward, clip, update. Returns the loss."""

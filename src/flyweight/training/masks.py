@@ -94,7 +94,7 @@ def tune(dense: NLUModel, pruned: NLUModel, encoded: Sequence[Encoded]) -> None:
         if not stage.names or not stage.names[0].startswith("layers."):
             continue
         i = int(stage.names[0].split(".")[1])
-        ours, theirs = pruned.encoder.layers[i], dense.encoder.layers[i]
+        ours, theirs = (model.encoder.transformer_layers("tuning of masks")[i] for model in (pruned, dense))
         with _inputs_of(theirs.attention.norm) as attention, _inputs_of(theirs.ffn.norm) as ffn:
             wanted.replay()
         for part, matrix, size, sums in (
