@@ -250,9 +250,10 @@ class Watched:
         return found
 
     def needs_projection(self, student: NLUModel) -> bool:
-        """Whether hidden numbers mean other things in both: other widths, or layers of another kind."""
-        kinds = {type(layer) for layer in (*student.encoder.layers, *self.teacher.encoder.layers)}
-        return student.encoder.config.hidden != self.teacher.encoder.config.hidden or len(kinds) > 1
+        """Whether hidden numbers mean other things in both: other widths, or other layers than transformer layers."""
+        same = student.encoder.config.hidden == self.teacher.encoder.config.hidden
+        layers = (*student.encoder.layers, *self.teacher.encoder.layers)
+        return not same or not student.encoder.layers or not all(isinstance(layer, Layer) for layer in layers)
 
     @torch.no_grad()
     def _ask(self, rows: Sequence[int], device: torch.device) -> dict[int, _Said]:
