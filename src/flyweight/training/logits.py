@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,12 +172,17 @@ def ask_teacher(
         return teacher.joined([ask_teacher(t, texts, progress, folder) for t in teacher.teachers])
     content = None if folder is None else content_of(teacher)
     if folder is None or content is None:
-        return [said for block in _blocks(texts, len(texts), progress) for said in _said(teacher, block)]
+        found: list[Taught] = []
+        _in_blocks(texts, 0, progress, lambda block: found.extend(_said(teacher, block)))
+        return found
     with Answers(folder, content) as kept:
+
+        def ask(block: list[str]) -> None:
+            if new := kept.missing(block):  # another process may have asked meanwhile
+                kept.keep(new, _said(teacher, new))
+
         missing = kept.missing(texts)
-        for block in _blocks(missing, len(set(texts)), progress):
-            new = kept.missing(block)  # another process may have asked meanwhile
-            kept.keep(new, _said(teacher, new))
+        _in_blocks(missing, len(set(texts)) - len(missing), progress, ask)
         return kept.look_up(texts)
 
 
@@ -199,12 +204,12 @@ def content_of(teacher: NLUModel | LogitsTeacher) -> str | None:
     return found.hexdigest()
 
 
-def _blocks(texts: Sequence[str], total: int, progress: bool) -> Iterator[list[str]]:
-    """The texts in blocks, under a bar of which `total` less theirs is done."""
-    with bar("asking the teacher", total, total - len(texts), show=progress) as advance:
+def _in_blocks(texts: Sequence[str], n_known: int, progress: bool, ask: Callable[[list[str]], None]) -> None:
+    """Hand over the texts in blocks, under a bar of which n_known is done."""
+    with bar("asking the teacher", n_known + len(texts), n_known, show=progress) as advance:
         for start in range(0, len(texts), BLOCK):
             block = list(texts[start : start + BLOCK])
-            yield block
+            ask(block)
             advance(len(block))
 
 
