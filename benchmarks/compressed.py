@@ -22,7 +22,7 @@ from typing import Any
 from teachers import CACHE, MPNET, teacher
 
 import flyweight as fw
-from flyweight.recipe import name_of
+from flyweight.receipt import name_of
 from flyweight.techniques.room import Technique
 
 TRAINING = (
