@@ -44,6 +44,7 @@ from flyweight.measure.machine import machine
 from flyweight.measure.memory import serving_memory
 from flyweight.measure.quality import ask, evaluate_answers
 from flyweight.progress import bar
+from flyweight.runtime.native import Native
 
 RESULTS = Path(__file__).parent / "results" / "headline.json"
 PARENT = "PyTorch fp32"
@@ -105,6 +106,8 @@ def _folder(name: str, model: str) -> Path:
 
 def _fly(which: str, group: str, path: Path, label: str | None = None, seed: int | None = None) -> Contender:
     nlu = fw.load(path)
+    if not isinstance(nlu.engine, Native):
+        sys.exit(f"{which}: {nlu.engine.title} answers it; milliseconds are claimed of the native engine: make native")
     return Contender(which, group, nlu, nlu.parse, path, None, label, seed)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flyweight.answers import Answer
-from flyweight.data.messages import Entity
+from flyweight.data.messages import Entity, NLUData
 from flyweight.measure.bootstrap import Loss
+from flyweight.model.nlu import NLUModel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -132,6 +134,31 @@ def test_outputs_are_told_apart_whatever_their_order_and_padding_goes(script: An
         assert found[1].shape == (5, 3)
         assert found[1][4].tolist() == [12, 13, 14]
     assert script("headline_peers").outputs([intent], 5)[1] is None
+
+
+@pytest.mark.parametrize("pad_to", [None, 32])
+def test_the_peers_model_is_ours_padded_or_not(
+    script: Any, tiny_model: NLUModel, tiny_data: NLUData, tmp_path: Path, pad_to: int | None
+) -> None:
+    peers, folder = script("headline_peers"), tiny_model.save(tmp_path / "tiny")
+    module = script("peers_bert").plain_bert(folder, one_qkv=False, tags=True)
+
+    def call(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        inputs = (ids[None],) if pad_to is None else peers.padded(ids, [pad_to])
+        return peers.outputs([t.numpy() for t in module(*map(torch.from_numpy, inputs))], len(ids))
+
+    texts = [m.text for m in tiny_data.test]
+    peer = peers.PeerModel(folder, call)
+    found, wanted = peer.answers(texts), tiny_model.answers(texts)
+    assert [a.frame for a in found] == [a.frame for a in wanted]
+    assert any(a.entities for a in found)
+    # Sums of up to 512 float32 products in another order: 512 * 2^-24 = 3e-5 of logits of a few units.
+    assert np.abs([a.probabilities - b.probabilities for a, b in zip(found, wanted, strict=True)]).max() < 1e-4
+    for text, answer in zip(texts, wanted, strict=True):
+        intent, confidence, tags = peer.parse(text)
+        assert intent == tiny_model.labels.intents[int(answer.probabilities.argmax())]
+        assert len(tags) == len(tiny_model.tokenizer.encode(text).words)
+        assert confidence > 0.25
 
 
 def test_answers_that_are_kept_are_the_same_answers(script: Any, tmp_path: Path) -> None:
