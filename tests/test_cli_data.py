@@ -1,4 +1,4 @@
-"""The command line: data check, data split, data convert."""
+"""The command line: data check, data split, data convert; of data augment, what all verbs have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flyweight.data import Message, NLUData, load_data, read_messages
 from flyweight.data.check import KINDS
 from flyweight.data.write import write_file
 
-VERBS = ["check", "split", "convert"]
+VERBS = ["check", "split", "convert", "augment"]
 LEAKY = {"train.csv": "text,intent\nhello,greet\nbye,bye\n", "test.csv": "text,intent\nHELLO,greet\nhello,bye\n"}
 
 
@@ -72,6 +72,11 @@ def test_help_of_the_group(call: Call) -> None:
         (["data", "split", "x.yml"], "flyweight data split: Missing option '--out'"),
         (["data", "split", "x.yml", "--out", "y", "--seed", "-1"], "flyweight data split: Invalid value for '--seed'"),
         (["data", "convert", "x.yml"], "flyweight data convert: Missing option '--out'"),
+        (["data", "augment", "x.yml"], "flyweight data augment: Missing option '--out'"),
+        (
+            ["data", "augment", "x.yml", "--out", "y", "--each", "0"],
+            "flyweight data augment: Invalid value for '--each'",
+        ),
         (["data", "clean"], "flyweight data: No such command 'clean'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""data check, data split, data convert: verbs that look at messages or write them; they need no PyTorch."""
+"""data check, split, convert, augment: verbs that look at messages or write them; they need no PyTorch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from flyweight.cli import show
+from flyweight.cli.measure import open_model
 from flyweight.errors import ConfigError
 
 if TYPE_CHECKING:
     from flyweight.data.check import Finding
     from flyweight.data.messages import NLUData
     from flyweight.data.write import Form
+    from flyweight.training.substitutes import WordVectors
 
 FormName = Annotated[str | None, typer.Option("--form", help="yaml (Rasa 3.1) or jsonl; by default yaml.")]
 MessagesOnly = Annotated[
@@ -149,6 +151,75 @@ def convert(
     if written.is_file() and (found.validation or found.test):
         notes.append("one file does not keep the parts: train, then validation, then test; a folder does")
     _report(found, written, notes, as_json)
+
+
+@app.command("augment")
+def augment(
+    path: show.Source,
+    out: Annotated[Path, typer.Option(help="A .jsonl or .yml file for the new messages.")],
+    each: Annotated[int, typer.Option(min=1, max=1000, help="New messages a training message, at most.")] = 5,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="splice, typo, slot ...: make this kind, once or more; by default all.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A .fly or a model folder: its mask token, its near words, its view of capitals."),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Examples shown of each kind.")] = 3,
+    test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
+    validation: Annotated[float, typer.Option(help="Share of the rest held out for choosing, likewise.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is held out, and of what is made.")] = 0,
+    text_column: show.TextColumn = None,
+    intent_column: show.IntentColumn = None,
+    overwrite: show.Overwrite = False,
+    as_json: show.Json = False,
+) -> None:
+    """Make new messages of the training messages, for a teacher to answer; none is a validation or test message.
+
+    Kinds that keep what a message says (slot, typo, contraction, case) keep its labels; the others have none.
+
+    [bold]Examples[/bold]
+
+    flyweight data augment nlu.yml --out more.jsonl
+
+    flyweight data augment nlu.yml --out typos.jsonl --kind typo --model bot.fly
+    """
+    from flyweight.data.load import load_data
+    from flyweight.data.messages import NLUData
+    from flyweight.data.write import write_file
+    from flyweight.training.transfer import KINDS, made
+
+    data = load_data(
+        path, test=test, validation=validation, seed=seed, text_column=text_column, intent_column=intent_column
+    )
+    never = [m.text for m in (*data.validation, *data.test)]
+    vectors = _vectors(model) if model else None
+    pairs = list(made(data.train, each * len(data.train), seed, never, kind or KINDS, vectors))
+    if not pairs:
+        names = ", ".join(kind or KINDS)
+        raise ConfigError(f"no new message of the kinds {names}; mask, nearest and case need --model, slot entities")
+    written = write_file(NLUData(tuple(message for _, message in pairs)), out, overwrite=overwrite)
+    by_kind = {name: [m.text for k, m in pairs if k == name] for name in kind or KINDS}
+    if as_json:
+        found = {name: {"messages": len(texts), "examples": texts[:examples]} for name, texts in by_kind.items()}
+        show.print_json({"written": str(written), "messages": len(pairs), "kinds": found})
+        return
+    for note in data.notes:
+        show.note(f"note: {note}")
+    rows = [[name, str(len(texts)), "\n".join(texts[:examples]) or "-"] for name, texts in by_kind.items()]
+    show.print_table(["kind", "messages", "examples"], rows, f"{written}: {len(pairs)} messages")
+
+
+def _vectors(path: Path) -> WordVectors:
+    """The words of a .fly file or a model folder. Errors: FlyweightError."""
+    from flyweight.training.substitutes import word_vectors
+
+    model: Any = open_model(path).model
+    if hasattr(model, "artifact"):
+        return word_vectors(model.tokenizer, model.artifact.form("embeddings.words").dense())
+    if not hasattr(model, "encoder"):
+        raise ConfigError(f"--model is {path}, which has no words; allowed: a .fly file, a model folder, 'assistant'")
+    return word_vectors(model.tokenizer, model.encoder.words.weight.detach().numpy())
 
 
 def _form(name: str | None) -> Form | None:

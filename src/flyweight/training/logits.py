@@ -234,8 +234,9 @@ def _answers(labels: Labels, texts: Sequence[str], said: Sequence[Taught]) -> li
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     """x - log sum exp(x) over the last axis, float64; rows of NaN stay so."""
-    x = logits.astype(np.float64)
-    return x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+    x = logits - logits.astype(np.float64).max(axis=-1, keepdims=True)
+    found: np.ndarray = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return found
 
 
 def soft_labels_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ SMALL_EPOCHS = 60
 BASE_RATE = 2e-4
 MAX_TOKENS = 128
 N_GOLDEN = 16
+ANSWERS = "answers"  # what a teacher said, beside the checkpoint
 
 
 def train(
@@ -60,12 +62,14 @@ def train(
     _check_fallback(fallback_rate, data.validation, {m.intent for m in data.train} - {None})
     model = build(data, base, pooling=pooling, max_tokens=max_tokens, seed=settings.seed)
     model.labels = replace(model.labels, fallback_rate=fallback_rate)
-    loss = labels_loss if teacher is None else soft_labels_loss(teacher, model, data.train, progress)
+    answers = None if out is None else Path(out) / ANSWERS
+    loss = labels_loss if teacher is None else soft_labels_loss(teacher, model, data.train, progress, folder=answers)
     fit(model, data.train, data.validation, settings, loss=loss, device=device, folder=out, progress=progress)
     calibrate(model, data.validation)
     if out is not None:
         model.save(out)
         forget(out)
+        shutil.rmtree(Path(out) / ANSWERS, ignore_errors=True)
     return model
 
 

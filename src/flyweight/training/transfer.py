@@ -224,7 +224,10 @@ def case(corpus: Corpus, at: int, rng: np.random.Generator) -> Message | None:
     if corpus.vectors is None or not corpus.vectors.keeps_case:
         return None
     message = corpus.messages[at]
-    return replace(message, text=cased(message.text, rng))
+    text = cased(message.text, rng)
+    # A value is what differs from the text.
+    entities = tuple(replace(e, value=None) if e.value == text[e.start : e.end] else e for e in message.entities)
+    return replace(message, text=text, entities=entities)
 
 
 def _in_value(message: Message, span: Span) -> bool:

@@ -1,0 +1,101 @@
+"""The command line: data augment, and teachers given to train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_cases import Call, Place, cells_of, write_csv
+
+from flyweight.cli import show
+from flyweight.data import NLUData, load_data, read_messages
+from flyweight.data.write import bare, write_parts
+from flyweight.model.nlu import NLUModel
+from flyweight.training.transfer import KINDS
+
+
+@pytest.fixture
+def parts(tmp_path: Path, tiny_data: NLUData) -> Path:
+    """Train, validation and test as files of a folder."""
+    return write_parts(bare(tiny_data), tmp_path / "parts")
+
+
+def test_new_messages_are_written_and_shown(
+    parts: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "PIPE_WIDTH", 300)
+    done = call("data", "augment", parts, "--out", tmp_path / "new.jsonl", "--each", 2, "--examples", 1)
+    assert done.code == 0, done.err
+    made = read_messages(tmp_path / "new.jsonl")
+    assert done.out.startswith(f"{tmp_path / 'new.jsonl'}: {len(made)} messages\n")
+    assert len(made) > 100
+    rows = cells_of(done.out)
+    assert [row[0] for row in rows] == list(KINDS)
+    assert sum(int(row[1]) for row in rows) == len(made)
+    texts = {m.text for m in made}
+    assert all((row[2] in texts) if row[1] != "0" else row[2] == "-" for row in rows)
+    assert {row[0] for row in rows if row[1] == "0"} >= {"mask", "nearest", "case"}
+    assert not {m.folded for m in made} & {m.folded for m in load_data(parts).messages}
+
+
+def test_a_model_gives_mask_and_near_words(parts: Path, tmp_path: Path, call: Call, place: Place, bot: Path) -> None:
+    made = []
+    for number, model in enumerate((bot, place.teacher)):
+        out = tmp_path / f"{number}.jsonl"
+        done = call(
+            "data", "augment", parts, "--out", out, "--kind", "mask", "--kind", "nearest", "--model", model, "--json"
+        )
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        assert found["messages"] == sum(kind["messages"] for kind in found["kinds"].values()) == len(read_messages(out))
+        assert list(found["kinds"]) == ["mask", "nearest"]
+        assert all("[MASK]" in text for text in found["kinds"]["mask"]["examples"])
+        made.append(found["kinds"]["mask"]["messages"])
+    assert min(made) > 20
+
+
+def test_the_same_seed_makes_the_same(parts: Path, tmp_path: Path, call: Call) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert call("data", "augment", parts, "--out", tmp_path / f"{name}.jsonl", "--seed", seed).code == 0
+    a, b, c = ((tmp_path / f"{name}.jsonl").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--kind swap",
+            "transfer text of kind 'swap'; allowed: splice, same-intent, ngram, mask, alike, nearest, mix, ",
+        ),
+        ("--kind case", "no new message of the kinds case; mask, nearest and case need --model, slot entities"),
+        ("--model NONE", "none.fly does not exist; name a .fly file"),
+        ("--model LOGITS", "which has no words; allowed: a .fly file, a model folder, 'assistant'"),
+        ("--out OLD", "already exists; choose another file"),
+        ("--out NEW.csv", "a file of the form '.csv' cannot be written; allowed: .yml, .yaml, .jsonl"),
+    ],
+)
+def test_errors_are_one_line(arguments: str, message: str, tmp_path: Path, tiny_data: NLUData, call: Call) -> None:
+    csv = write_csv(tmp_path / "a.csv", tiny_data.messages)
+    (tmp_path / "old.jsonl").write_text("mine")
+    (tmp_path / "logits.jsonl").write_text('{"intents": ["a", "b"]}\n{"text": "x", "intent": [0, 1]}\n')
+    names = {"NONE": "none.fly", "LOGITS": "logits.jsonl", "OLD": "old.jsonl", "NEW.csv": "new.csv"}
+    words = [str(tmp_path / names[word]) if word in names else word for word in arguments.split()]
+    done = call("data", "augment", csv, *([] if "--out" in words else ["--out", tmp_path / "new.jsonl"]), *words)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert message in done.err
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_files_teach_alone_and_together(place: Place, tmp_path: Path, call: Call) -> None:
+    """A .fly as the teacher; a .fly and a folder as one. What they said is removed with the checkpoint."""
+    small = ["--base", "small", "--epochs", 1]
+    for number, teachers in enumerate(([place.int8], [place.int8, place.teacher])):
+        given = [word for path in teachers for word in ("--teacher", path)]
+        done = call("train", place.csv, "--out", tmp_path / f"{number}", *small, *given, "--json")
+        assert done.code == 0, done.err
+        assert {p.name for p in (tmp_path / f"{number}").iterdir()} == {
+            *("config.json", "model.safetensors", "tokenizer.json"),
+        }
+        assert NLUModel.load(tmp_path / f"{number}").labels.intents == NLUModel.load(place.teacher).labels.intents
