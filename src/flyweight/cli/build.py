@@ -33,7 +33,8 @@ def train(
     max_tokens: Annotated[int, typer.Option(help="Longer messages lose their tail.")] = 128,
     pooling: Annotated[str, typer.Option(help="mean, cls, cls+tanh, cls+relu or cls+gelu.")] = "mean",
     teacher: Annotated[
-        Path | None, typer.Option(help="Learn from its logits too: a model folder, a .fly, or a .jsonl file of logits.")
+        list[Path] | None,
+        typer.Option(help="Learn from its logits too: a model folder, a .fly, or a .jsonl of logits; several as one."),
     ] = None,
     fallback_rate: FallbackRate = 0.0,
     test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
@@ -253,14 +254,18 @@ def import_model(
         show.note("note: without --data confidences are not calibrated (temperature 1) and no threshold is fitted")
 
 
-def _teacher(path: Path) -> Teacher:
-    """A model folder, a .fly or a file of logits. Errors: FlyweightError."""
+def _teacher(paths: list[Path]) -> Teacher:
+    """A model folder, a .fly or a file of logits; several are an ensemble. Errors: FlyweightError."""
     from flyweight.model.nlu import NLUModel
-    from flyweight.training.logits import LogitsTeacher
+    from flyweight.training.logits import Ensemble, LogitsTeacher
 
-    if path.suffix == ".jsonl":
-        return LogitsTeacher.from_file(path)
-    return LogitsTeacher.from_fly(path) if path.suffix == ".fly" else NLUModel.load(path)
+    found: list[Teacher] = []
+    for path in paths:
+        if path.suffix == ".jsonl":
+            found.append(LogitsTeacher.from_file(path))
+        else:
+            found.append(LogitsTeacher.from_fly(path) if path.suffix == ".fly" else NLUModel.load(path))
+    return found[0] if len(found) == 1 else Ensemble(found)
 
 
 def _check_out(out: Path, source: Path, role: str, overwrite: bool) -> None:
