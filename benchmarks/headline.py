@@ -187,9 +187,7 @@ def targets(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "speedup": target.speedup,
                 "sets": of_sets,
                 "intent": verdict_over_sets([Loss(**x) for x in intents], target.intent_percent),
-                "span": None
-                if target.span_percent is None or not spans
-                else verdict_over_sets([Loss(**x) for x in spans], target.span_percent),
+                "span": verdict_over_sets([Loss(**x) for x in spans], target.span_percent) if spans else None,
                 "worst_percent": worst,
                 "worst_met": None if target.worst_percent is None else worst <= target.worst_percent,
                 "speed_met": all(x["parent"]["ratio"] >= target.speedup for x in of_sets),
@@ -209,7 +207,7 @@ def _target_on_set(label: str, measured: dict[str, Any]) -> dict[str, Any] | Non
         "set": measured["set"],
         "seeds": len(rows),
         "losses": losses,
-        "worst_percent": max(r["quality"]["losses"][metrics[0]]["loss_percent"] for r in rows),
+        "worst_percent": max(r["quality"]["losses"][m]["loss_percent"] for r in rows for m in metrics),
         "mean_ms": float(np.mean([r["times"]["mean_ms"] for r in rows])),
         "fastest_int8": measured["fastest_int8"],
     }

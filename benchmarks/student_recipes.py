@@ -45,18 +45,18 @@ class Target:
     """What one of the headline's sentences promises.
 
     speedup: times PyTorch fp32; losses in percent, a set's mean over seeds: intent_percent and span_percent bound the
-    mean over the sets, worst_percent every single set and seed. span_percent and worst_percent None: no bound.
+    mean over the sets, worst_percent every metric of every set and seed, None for no such bound.
     """
 
     speedup: float
     intent_percent: float
-    span_percent: float | None = None
+    span_percent: float
     worst_percent: float | None = None
 
 
 TARGETS = {
     "100x": Target(speedup=100, intent_percent=0.3, span_percent=1.0),
-    "1000x": Target(speedup=1000, intent_percent=1.5, worst_percent=2.5),
+    "1000x": Target(speedup=1000, intent_percent=1.5, span_percent=1.5, worst_percent=2.5),
 }
 
 
@@ -156,7 +156,8 @@ STUDENTS |= {
     **with_int8("without hints", of_hidden(Learning(transfer=5), **_SHAPE)),
 }
 
-# Pairs at equal milliseconds: the shape that `flyweight suggest` proposes, and the one that is scaled down uniformly.
+# Title -> (label, label) at equal milliseconds: the shape that `flyweight suggest` proposes, and the one that is scaled
+# down uniformly.
 SUGGESTED: dict[str, tuple[str, str]] = {}
 
 
