@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from random_models import VARIANTS, all_logits, counted, quiet_run, rms_gap, same_bits, variant
+from random_models import KINDS, VARIANTS, all_logits, counted, quiet_run, rms_gap, same_bits, variant
 
 import flyweight
 from flyweight.analyse.shapes import Clock
-from flyweight.artifact import LOOKED_UP, Artifact, read
+from flyweight.artifact import LOOKED_UP, RECURRENT, RECURRENT_STEP, Artifact, read
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.export.fly import save
@@ -422,6 +422,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
             "allowed: below 1 (labels teach the heads), or one of the losses logits, mse, tags beside hidden+neurons",
         ),
         *(({"transfer": v}, "transfer", "allowed: a whole number from 0 to 100") for v in (-1, 101, 1.0, None, True)),
+        *(({"text": v}, "text", "allowed: none, or a file or folder") for v in ("", 3, True, ["a.txt"])),
         *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 0 to 1000") for v in (-1, 1001, 2.0, "5")),
         *(
             ({"learning_rate": v}, "learning_rate", "allowed: none, or a number above 0 and below 1")
@@ -444,6 +445,9 @@ STRUCTURE = (
     "vocabulary",
     "student",
 )  # of float models only: what they remove is gone from the shape
+# Rooms that know transformer layers alone refuse others; all else goes by matrices, of whatever layer.
+TRANSFORMERS = tuple(name for name in STRUCTURE if name not in ("vocabulary", "student"))
+STUDENTS = ("lstm", "kinds mixed", "bag")  # of KINDS
 CASES = [pytest.param(name, i, id=f"{name}-{i}") for name, all_ in SETTINGS.items() for i in range(len(all_))]
 # Every variant of a model; the settings of 256 centres, which take a second, on one only.
 SLOW = (("codebook", 0), ("codebook", 4))
@@ -454,6 +458,12 @@ PAIRS = [
     for i, settings in enumerate(all_)
     if of == "plain" or (name, i) not in SLOW
     if not (settings.get("integer_only") and VARIANTS[of].get("pooling", "mean") in POOLERS)  # these are refused
+] + [
+    pytest.param(of, name, i, id=f"{of}-{name}-{i}")
+    for of in STUDENTS
+    for name, all_ in SETTINGS.items()
+    for i, settings in enumerate(all_)
+    if name not in STRUCTURE and (name, i) not in SLOW and not settings.get("integer_only")
 ]
 Applied = Callable[[str, str, int], tuple[NLUModel, NLUModel, Path]]
 
@@ -470,7 +480,7 @@ def no_clock() -> Iterator[None]:
 def applied(tiny_data: NLUData, tiny_model: NLUModel, tmp_path_factory: pytest.TempPathFactory) -> Applied:
     """(parent, child, exported file) of a variant, a room and the number of its settings; each made once."""
     folder = tmp_path_factory.mktemp("fly")
-    parents = {name: variant(tiny_model, name) for name in VARIANTS}
+    parents = {name: variant(tiny_model, name) for name in (*VARIANTS, *STUDENTS)}
     made: dict[tuple[str, str, int], tuple[NLUModel, NLUModel, Path]] = {}
 
     def make(name: str, room_name: str, i: int) -> tuple[NLUModel, NLUModel, Path]:
@@ -664,6 +674,17 @@ def test_the_file_answers_like_the_model(of: str, name: str, i: int, applied: Ap
     assert golden.tolerance <= 0.05 * size  # a tolerance that lets anything pass proves nothing
 
 
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_rooms_of_heads_and_layers_refuse_other_layers_in_one_line(
+    name: str, tiny_data: NLUData, tiny_model: NLUModel
+) -> None:
+    for of, layer in (("lstm", "layers.0 is of kind lstm"), ("convolution", "layers.0 is of kind convolution")):
+        parent = variant(tiny_model, of)
+        step = technique(TECHNIQUES, name, SETTINGS[name][0])
+        with pytest.raises(ConfigError, match=rf"^{name} works on transformer layers, but {layer}; leave it out$"):
+            step.apply(parent, quiet_run(tiny_data, parent))
+
+
 # what it claims of the file -----------------------------------------------------------------------------------------
 
 
@@ -740,6 +761,8 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
             mask = mask_of(module)
             claimed = pruned_form(SETTINGS[name][i], part, np.ones((0, 0), bool) if mask is None else mask)
             n_removed += 0 if mask is None else int((~mask).sum())
+        if matrix.endswith(RECURRENT) and claimed["activations"] == "int8":
+            claimed |= {"activations": "static", "input_scale": RECURRENT_STEP}
         entry, sizes = entries.pop(matrix), claimed.pop("bytes")
         rows, columns = entry["shape"]
         assert (rows, columns) == tuple(module.weight.shape)
@@ -757,7 +780,7 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         kind = (claimed["form"], claimed["activations"])
         in_panels = matrix not in LOOKED_UP and (
             kind in (("float32", "float"), ("int8", "int8"), ("int8", "static"))
-            or (kind == ("codes", "int8") and bits in (1, 2, 4))
+            or (kind in (("codes", "int8"), ("codes", "static")) and bits in (1, 2, 4))
         )
         assert entry["layout"] == ("panels" if in_panels else "rows"), matrix
         for part_name, a in stored.items():

@@ -33,7 +33,7 @@ def loss_of(
     names: str, teacher: NLUModel, student: NLUModel, messages: tuple[Message, ...], soft: float = 1.0
 ) -> DistilledLoss:
     answers = soft_labels_loss(teacher, student, messages, False, soft=soft)
-    return distilled_loss(names.split("+"), teacher, student, messages, answers)
+    return distilled_loss(names.split("+"), teacher, student, messages, answers, device="cpu", progress=False)
 
 
 @torch.no_grad()
@@ -229,7 +229,8 @@ def test_teachers_that_cannot_teach_so_are_refused_in_one_line(tiny_model: NLUMo
     found = refusal("hidden+neurons", other)
     assert found.startswith("the teacher cuts '")
     assert found.endswith(": the losses hidden+neurons compare tokens; learn answers and neurons only")
-    assert isinstance(distilled_loss(["neurons"], other, student.copy(), messages, answers), DistilledLoss)
+    found_one = distilled_loss(["neurons"], other, student.copy(), messages, answers, device="cpu", progress=False)
+    assert isinstance(found_one, DistilledLoss)
     cut = variant(tiny_model, "cut")
     assert refusal("attention", cut, cut) == (
         "the model has no attention heads in layer 0, and the losses attention compare attention heads; leave them out"

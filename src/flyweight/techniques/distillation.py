@@ -28,8 +28,7 @@ from flyweight.training.distillation import distilled_loss, without_projections
 from flyweight.training.logits import Ensemble, LogitsTeacher, Teacher, soft_labels_loss
 from flyweight.training.loop import TrainingSettings, auto_epochs, fit
 from flyweight.training.quantized import known, training_key
-from flyweight.training.substitutes import word_vectors
-from flyweight.training.transfer import transfer_text
+from flyweight.training.unlabelled import unlabelled_text
 
 AUTO_STEPS = 4000  # aimed at where epochs are not given ...
 AUTO_EPOCHS = (2, 60)  # ... within these bounds
@@ -49,6 +48,7 @@ class Distillation:
     temperature: of logits, 0.1 to 100
     soft: share of the teacher's answers, 0 to 1 (no labels)
     transfer: messages of transfer text a training message, 0 to 100
+    text: a file of messages without labels, one a line, or a folder of such .txt files; None: no such text
     epochs: passes over all messages, 0 (nothing is done) to 1000; None aims at 4000 steps within 2 to 60 epochs
     learning_rate: peak, in (0, 1); None: 0.0768 / hidden, at most 0.001
     teacher: first (the model before the first technique) | assistant (the model before the last student) | a path, or a
@@ -59,6 +59,7 @@ class Distillation:
     temperature: float = 2.0
     soft: float = 0.8
     transfer: int = 10
+    text: str | None = None
     epochs: int | None = None
     learning_rate: float | None = None
     teacher: str | tuple[str, ...] = "first"
@@ -80,6 +81,8 @@ class Distillation:
                 f"{', '.join(ANSWERS)} beside {self.losses}"
             )
         check_whole("distillation", "transfer", self.transfer, 0, 100)
+        if self.text is not None and (type(self.text) is not str or not self.text):
+            raise ConfigError(f"distillation: text is {self.text!r}; allowed: none, or a file or folder")
         check_count("distillation", "epochs", self.epochs, 0, 1000)
         rate = self.learning_rate
         if rate is not None and (type(rate) not in (int, float) or not 0 < rate < 1):
@@ -97,13 +100,13 @@ class Distillation:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """The model trained. Interrupted, it goes on from run.folder.
 
-        Errors: DataError without training messages, or for a teacher of other labels; ConfigError where it cannot teach
-        these losses, and for an assistant that is not there.
+        Errors: DataError without training messages, for a teacher of other labels, for text that cannot be read;
+        ConfigError for a teacher that is not there, or cannot teach these losses.
         """
         if self.epochs == 0:
             return model.copy()
         model, teacher = model.copy().unpack(), self._teacher(run)
-        data = self._data(model, run)
+        data = self._data(model, run, teacher)
         stages = [name for name in self.losses.split("+") if name != "hints"]
         epochs = self.epochs or auto_epochs(len(data.train), TrainingSettings.batch_size, AUTO_STEPS, AUTO_EPOCHS)
         if "hints" in self.losses.split("+"):
@@ -131,7 +134,9 @@ class Distillation:
 
         validation = tuple(m for m in data.validation if m.intent is None or m.intent in model.labels.intents)
         score = asked(validation).agreement if validation and (self.soft or set(names) - set(ANSWERS)) else None
-        loss = distilled_loss(names, teacher, model, data.train, asked(data.train))
+        loss = distilled_loss(
+            names, teacher, model, data.train, asked(data.train), device=run.device, progress=run.progress
+        )
         settings = TrainingSettings(
             epochs=epochs,
             learning_rate=self.learning_rate or min(HIGHEST_RATE, RATE / model.encoder.config.hidden),
@@ -154,14 +159,14 @@ class Distillation:
         )
         return without_projections(model)
 
-    def _data(self, model: NLUModel, run: Run) -> NLUData:
-        """Training messages with transfer text beside them."""
+    def _data(self, model: NLUModel, run: Run, teacher: Teacher) -> NLUData:
+        """Training messages with text without labels beside them."""
         if not run.data.train:
             raise DataError("no training messages", allowed="distillation needs at least one, labelled or not")
-        train, never = run.data.train, {m.text for m in (*run.data.validation, *run.data.test)}
-        words = run.teacher.encoder.words.weight.detach().cpu().numpy()
-        vectors = word_vectors(run.teacher.tokenizer, words, model.tokenizer) if self.transfer else None
-        train = (*train, *transfer_text(train, self.transfer * len(train), run.seed, never, vectors=vectors))
+        words_of = teacher if isinstance(teacher, NLUModel) else run.teacher
+        paths = () if self.text is None else (self.text,)
+        text = unlabelled_text(run.data, model, words_of, self.transfer, run.seed, paths)
+        train = (*run.data.train, *text)
         return replace(run.data, train=known(model, train), validation=known(model, run.data.validation))
 
     def _teacher(self, run: Run) -> Teacher:

@@ -2,16 +2,17 @@
 
     loss = (1 - s) labels_loss + s sum_answers + sum_inside        s: the share of the teacher's answers, `soft`
 
-What the teacher computes is asked for in the first epoch and kept as float16 up to ROOM bytes, a vector a token; what
-has no room is asked for again. Q, K and V of a layer are made again of what the layer saw. Projections are the
-student's while it is trained, so that `fit` trains, saves and resumes them; then they are thrown away.
+What the teacher computes is asked for before the first step and kept as float16 up to ROOM bytes, a vector a token;
+what has no room is asked for batch by batch: whoever goes on after an interruption sees the same bits. Q, K and V of a
+layer are made again of what the layer saw. Projections are the student's while it is trained, so that `fit` trains,
+saves and resumes them; then they are thrown away.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,12 +26,14 @@ from flyweight.data.messages import Message
 from flyweight.data.tags import legal_tags
 from flyweight.errors import ConfigError
 from flyweight.model.encoder import Encoder, Layer
-from flyweight.model.nlu import NLUModel, pad
+from flyweight.model.nlu import EVAL_BATCH, NLUModel, pad
 from flyweight.model.students import least_squares
 from flyweight.positions import relative_buckets
+from flyweight.progress import bar
 from flyweight.training.distances import ANSWERS, LOSSES, Compared, Pair, informative, relation_scores, sum_of
 from flyweight.training.hidden import ROOM, cut_differently
 from flyweight.training.logits import SoftLabels, Teacher
+from flyweight.training.loop import pick_device
 from flyweight.training.losses import Batch, heads_loss
 
 RELATION_HEADS = 16  # at most: the largest number that divides both widths
@@ -66,7 +69,14 @@ class Links:
 
 
 def distilled_loss(
-    names: Sequence[str], teacher: Teacher, student: NLUModel, messages: Sequence[Message], answers: SoftLabels
+    names: Sequence[str],
+    teacher: Teacher,
+    student: NLUModel,
+    messages: Sequence[Message],
+    answers: SoftLabels,
+    *,
+    device: str = "auto",
+    progress: bool = True,
 ) -> DistilledLoss:
     """The loss of a training with losses of these names; `messages`: those that `fit` will be given, in order.
 
@@ -93,6 +103,7 @@ def distilled_loss(
     watched = Watched(teacher, messages, links, "neurons" in inside)
     loss = DistilledLoss(names, answers, student, watched)
     loss.give_projections(student, messages)
+    watched.keep(pick_device(device), progress)
     return loss
 
 
@@ -162,8 +173,10 @@ class DistilledLoss:
         ids, mask = pad([e.ids for e in student.tokenizer.encode_batch([messages[i].text for i in rows])])
         student.to("cpu")
         states = student.encoder.hidden_states(ids, mask)
+        said = self.watched.asked(rows, ids.device)
+        pairs_by_loss = self.watched.states(student, mask, states, [said[i] for i in rows])
         projections = nn.ModuleDict()
-        for name, pairs in self.watched.states(student, mask, states, self.watched.said(rows, ids.device)).items():
+        for name, pairs in pairs_by_loss.items():
             for at, (ours, theirs) in enumerate(pairs):
                 if name == "neurons" or self.watched.needs_projection(student):
                     projections[f"{name}_{at}"] = least_squares(ours.float(), theirs)
@@ -186,19 +199,37 @@ class Watched:
         self.wanted = sorted({theirs for pairs in links.states.values() for _, theirs in pairs})
         self.layers = sorted({theirs for pairs in links.layers.values() for _, theirs in pairs})
         self.kept: dict[int, _Said] = {}
-        self.room = ROOM
         self.informative = self._informative() if neurons else None
         found = hashlib.sha256(repr(links).encode())
         for p in self.teacher.parameters():
             found.update(p.detach().cpu().numpy().tobytes())
         self.digest = found.hexdigest()
 
+    def keep(self, device: torch.device, progress: bool) -> None:
+        """Ask about the first messages, as many as there is room for."""
+        width = self.teacher.encoder.config.hidden
+        numbers = len(self.wanted) * width
+        numbers += sum(_heads_of(self.teacher.encoder, i).qkv.weight.shape[0] for i in self.layers)
+        sizes = np.cumsum([2 * numbers * len(ids) + 4 * width for ids in self.ids])
+        rows = range(int(np.searchsorted(sizes, ROOM, side="right")))
+        with bar("asking what the teacher computes", len(rows), show=progress) as advance:
+            self.kept = self.asked(rows, device, advance)
+
     def said(self, rows: Sequence[int], device: torch.device) -> list[_Said]:
         """What the teacher computes of these messages."""
-        found = {i: self.kept[i] for i in rows if i in self.kept}
-        if new := [i for i in rows if i not in found]:
-            found |= self._ask(new, device)
-        return [found[i] for i in rows]
+        new = self._ask([i for i in rows if i not in self.kept], device)
+        return [self.kept[i] if i in self.kept else new[i] for i in rows]
+
+    def asked(
+        self, rows: Sequence[int], device: torch.device, advance: Callable[[int], None] = lambda _: None
+    ) -> dict[int, _Said]:
+        """As `said`, asked in batches of messages of like length."""
+        found: dict[int, _Said] = {}
+        order = sorted(rows, key=lambda i: len(self.ids[i]))
+        for at in range(0, len(order), EVAL_BATCH):
+            found |= self._ask(order[at : at + EVAL_BATCH], device)
+            advance(len(order[at : at + EVAL_BATCH]))
+        return found
 
     def states(
         self, model: NLUModel, mask: Tensor, states: Sequence[Tensor], said: Sequence[_Said]
@@ -257,7 +288,9 @@ class Watched:
 
     @torch.no_grad()
     def _ask(self, rows: Sequence[int], device: torch.device) -> dict[int, _Said]:
-        """What the teacher computes, kept while there is room. It reads its own ids, since `fit` renumbers."""
+        """What the teacher computes of a batch. It reads its own ids, since `fit` renumbers the student's."""
+        if not rows:
+            return {}
         self.teacher.to(device)
         ids, mask = (a.to(device) for a in pad([self.ids[i] for i in rows]))
         states = self.teacher.encoder.hidden_states(ids, mask)
@@ -265,19 +298,13 @@ class Watched:
         parts += [_heads_of(self.teacher.encoder, i).qkv(states[i]) for i in self.layers]
         tokens = torch.cat(parts or [states[-1][..., :0]], dim=-1).to("cpu", torch.float16)
         pooled = self.teacher.pool(states[-1], mask).float().cpu()
-        found = {}
-        for at, i in enumerate(rows):
-            found[i] = said = _Said(tokens[at, : len(self.ids[i])].clone(), pooled[at].clone())
-            self.room -= 2 * said.tokens.numel() + 4 * said.pooled.numel()
-            if self.room >= 0:
-                self.kept[i] = said
-        return found
+        return {i: _Said(tokens[at, : len(self.ids[i])].clone(), pooled[at].clone()) for at, i in enumerate(rows)}
 
     @torch.no_grad()
     def _informative(self) -> Tensor:
         """The half of the pooled numbers that tells most about the teacher's answers."""
-        rows = list(range(min(len(self.ids), 2 * N_FITTED)))
-        pooled = torch.stack([s.pooled for s in self.said(rows, torch.device("cpu"))])
+        said = self.asked(range(min(len(self.ids), 2 * N_FITTED)), torch.device("cpu"))
+        pooled = torch.stack([said[i].pooled for i in sorted(said)])
         answers = self.teacher.intent_head(pooled).argmax(dim=1)
         return informative(pooled, answers, max(1, pooled.shape[1] // 2))
 
