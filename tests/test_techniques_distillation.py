@@ -115,7 +115,7 @@ def test_the_assistant_is_the_model_before_the_last_student(
 
 def test_a_chain_in_a_recipe(tiny_model: NLUModel, tiny_data: NLUData, monkeypatch: pytest.MonkeyPatch) -> None:
     teachers = asked(monkeypatch)
-    steps = [
+    steps: list[Any] = [
         fw.Student(layers=1),
         fw.Distillation(epochs=1, transfer=0),
         fw.Student(hidden=32),

@@ -136,7 +136,7 @@ def test_projections_are_least_squares_at_first_and_thrown_away(tiny_model: NLUM
     student = random_model(tiny_model, layers=((2, 11),), hidden=16, head_size=8, seed=3)
     before = {k: v.clone() for k, v in student.state_dict().items()}
     loss = loss_of("hidden+neurons", teacher, student, tiny_data.train)
-    found = dict(student.projections.named_parameters())  # type: ignore[union-attr, operator]
+    found = dict(student.projections.named_parameters())  # type: ignore[union-attr]
     assert {k: tuple(p.shape) for k, p in found.items()} == {
         "hidden_0.weight": (28, 16),
         "hidden_0.bias": (28,),

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from flyweight.data.messages import Message
 from flyweight.data.tags import legal_tags
 from flyweight.errors import ConfigError
-from flyweight.model.encoder import Encoder, Layer
+from flyweight.model.encoder import Attention, Encoder, Layer
 from flyweight.model.nlu import EVAL_BATCH, NLUModel, pad
 from flyweight.model.students import least_squares
 from flyweight.positions import relative_buckets
@@ -271,9 +271,8 @@ class Watched:
             for i, j in pairs:
                 ours = _heads_of(model.encoder, i).qkv(states[i])  # (B, T, 3 H d)
                 if name == "attention":
-                    both = (model.encoder, i, ours), (self.teacher.encoder.to(mask.device), j, of_layer[j])
-                    a, b = (_attention_scores(*one, mask) for one in both)
-                    made.append((a, b))
+                    wanted = _attention_scores(self.teacher.encoder.to(mask.device), j, of_layer[j], mask)
+                    made.append((_attention_scores(model.encoder, i, ours, mask), wanted))
                 else:
                     heads = relation_heads(ours.shape[-1] // 3, of_layer[j].shape[-1] // 3)
                     both_chunks = zip(ours.chunk(3, dim=-1), of_layer[j].chunk(3, dim=-1), strict=True)
@@ -314,7 +313,7 @@ def relation_heads(ours: int, theirs: int) -> int:
     return max(n for n in range(1, RELATION_HEADS + 1) if ours % n == 0 and theirs % n == 0)
 
 
-def _heads_of(encoder: Encoder, i: int) -> nn.Module:
+def _heads_of(encoder: Encoder, i: int) -> Attention:
     """The attention of layer i, known to have one."""
     layer = encoder.layers[i]
     assert isinstance(layer, Layer)
