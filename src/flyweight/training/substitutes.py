@@ -5,8 +5,8 @@ nearest         word -> words whose embeddings have the largest cosine with its 
 word_vectors    the words of a model that are one token, their embeddings, and how its tokenizer sees text
 
 The classes stand in for parts of speech: no tagger is needed, and other languages than English have them too.
-Sources: Tang et al. 2019, arXiv:1903.12136 (words of one part of speech); Jiao et al. 2020, arXiv:1909.10351 (TinyBERT:
-words that are near).
+Sources: Schuetze 1995, cmp-lg/9503009 (parts of speech from neighbours); Tang et al. 2019, arXiv:1903.12136 (words of
+one part of speech); Jiao et al. 2020, arXiv:1909.10351 (TinyBERT: words that are near).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Substitutes = dict[str, list[str]]
 
 N_ALIKE, N_NEAREST = 10, 10
 LEAST_ALIKE, LEAST_NEAR = 0.3, 0.4  # cosines: below them words have little in common
-N_CONTEXTS = 1000  # neighbours that are told apart, the most frequent ones: rows of 2000 numbers a word
-MOST_WORDS = 20_000  # the most frequent ones: 160 MB of rows
+N_CONTEXTS = 250  # neighbours that are told apart, the most frequent ones (Schuetze): rows of 2 x 251 numbers a word
+MOST_WORDS = 20_000  # the most frequent ones: 40 MB of rows
 BLOCK = 512  # words whose cosines with all others are in memory: 40 MB
 EDGE = ""  # the neighbour of a message's first and last word
 MASKS = ("[MASK]", "<mask>", "[UNK]", "<unk>")
