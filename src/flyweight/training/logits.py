@@ -37,6 +37,7 @@ from flyweight.model.linear import computes, mask_of
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
 from flyweight.runtime.parser import load
+from flyweight.training.distances import divergence
 from flyweight.training.kept_answers import Answers
 from flyweight.training.logits_file import LogitsFile
 from flyweight.training.losses import Batch, Logits, heads_loss
@@ -310,13 +311,13 @@ class SoftLabels:
 
         rows: the student's logits of all messages, in order. A score for `fit`, finer than F1.
         """
-        found = _kl(self.intents, torch.from_numpy(np.stack([intent for intent, _ in rows])), 1.0)
+        found = divergence(torch.from_numpy(np.stack([intent for intent, _ in rows])), self.intents)
         tags = [t for _, t in rows if t is not None]
         if self.tags is not None and tags:
             wanted = torch.cat(self.tags)  # (N, n_tags)
             seen = ~wanted.isnan().any(dim=1)
             if seen.any():
-                found = found + _kl(wanted[seen], torch.from_numpy(np.concatenate(tags))[seen], 1.0)
+                found = found + divergence(torch.from_numpy(np.concatenate(tags))[seen], wanted[seen])
         return -float(found)
 
 
@@ -336,13 +337,13 @@ def soft_loss(
     (N, n_tags) of the words at batch.tag_at, NaN where it saw none, or None; labelled (B,) bool: has hard labels.
     """
     intents, tags = wanted
-    loss = _kl(intents.to(logits.device), logits, temperature)
+    loss = divergence(logits, intents.to(logits.device), temperature)
     if tags is not None and model.tag_head is not None and len(batch.tags):
         tags = tags.to(logits.device)
         seen = ~tags.isnan().any(dim=1)
         words = F.dropout(hidden.flatten(0, 1)[batch.tag_at], model.dropout, model.training)
         if seen.any():
-            loss = loss + _kl(tags[seen], model.tag_head(words)[seen], temperature)
+            loss = loss + divergence(model.tag_head(words)[seen], tags[seen], temperature)
     if soft == 1.0:
         return loss
     hard = labelled.to(logits.device)[batch.tag_at // batch.ids.shape[1]]  # (N,)
@@ -353,12 +354,6 @@ def soft_loss(
 def has_labels(messages: Sequence[Message]) -> Tensor:
     """(N,) bool: a message without intent and entities is plain text, whose words have no hard tags, not even O."""
     return torch.tensor([m.intent is not None or bool(m.entities) for m in messages])
-
-
-def _kl(wanted: Tensor, found: Tensor, T: float) -> Tensor:
-    """T^2 mean_b KL(softmax(wanted_b / T) || softmax(found_b / T)); both (B, C)."""
-    p, q = F.log_softmax(wanted / T, dim=-1), F.log_softmax(found.float() / T, dim=-1)
-    return T * T * F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
 def _aligned(words: Sequence[Span], taught: Taught, theirs: Labels, ours: Labels) -> np.ndarray:
