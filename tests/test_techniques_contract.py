@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from random_models import KINDS, VARIANTS, all_logits, counted, quiet_run, rms_gap, same_bits, variant
+from random_models import VARIANTS, all_logits, counted, quiet_run, rms_gap, same_bits, variant
 
 import flyweight
 from flyweight.analyse.shapes import Clock
@@ -464,6 +464,7 @@ PAIRS = [
     for name, all_ in SETTINGS.items()
     for i, settings in enumerate(all_)
     if name not in STRUCTURE and (name, i) not in SLOW and not settings.get("integer_only")
+    if (i == 1 or of == "kinds mixed") and "max_size_mb" not in settings  # MB of the plain variant
 ]
 Applied = Callable[[str, str, int], tuple[NLUModel, NLUModel, Path]]
 
@@ -772,7 +773,8 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
             if claimed["activations"] == "static":  # nothing is multiplied, nothing was seen
                 claimed["activations"] = "int8"
         assert {k: entry[k] for k in claimed} == claimed, matrix
-        stored = {k[len(matrix) + 1 :]: a for k, a in file.arrays.items() if k.startswith(f"{matrix}.")}
+        found = {k[len(matrix) + 1 :]: a for k, a in file.arrays.items() if k.startswith(f"{matrix}.")}
+        stored = {k: a for k, a in found.items() if "." not in k}  # a convolution's norm is named after it
         bias = stored.pop("bias", None)
         assert (bias is None) == (module.bias is None)
         assert set(stored) == set(sizes), matrix
@@ -794,6 +796,8 @@ def test_the_file_holds_the_claimed_forms(of: str, name: str, i: int, applied: A
         assert np.array_equal(file.form(matrix).dense(), module.weight.detach().numpy())
         seen.add(claimed["form"])
     assert entries == {}
+    if of == "bag":  # embeddings and heads alone: no part that every setting is about
+        return
     if name == "mixed_precision":
         assert "codes" in seen
     elif name in PRUNING:
