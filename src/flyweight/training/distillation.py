@@ -119,7 +119,7 @@ class DistilledLoss:
 
     def __init__(self, names: Sequence[str], answers: SoftLabels, student: NLUModel, watched: Watched | None):
         self.names, self.answers, self.watched = tuple(names), answers, watched
-        self.paths = [_legal_path(t, student) for t in answers.tags or []]
+        self.paths = _legal_paths(answers.tags, student.labels.tags) if "tags" in names and answers.tags else None
         # `fit` knows a training that was interrupted by the name of its loss.
         self.__name__ = f"distilled {'+'.join(names)} {answers.__name__} {'' if watched is None else watched.digest}"
 
@@ -147,7 +147,7 @@ class DistilledLoss:
             seen = ~wanted.isnan().any(dim=1)
             words = states[-1].flatten(0, 1)[batch.tag_at]
             tags = model.tag_head(F.dropout(words, model.dropout, model.training))[seen], wanted[seen]
-            path = torch.cat([self.paths[i] for i in rows]).to(device)[seen]
+            path = None if self.paths is None else torch.cat([self.paths[i] for i in rows]).to(device)[seen]
         compared = Compared(
             intents=(logits, self.answers.intents[batch.rows.cpu()].to(device)),
             tags=tags,
@@ -341,12 +341,15 @@ def _refuse_without_heads(model: NLUModel, what: str, layers: Sequence[int], los
             raise ConfigError(f"{what} has {where}, and the losses {losses} compare attention heads; leave them out")
 
 
-def _legal_path(rows: Tensor, student: NLUModel) -> Tensor:
-    """The best legal tags of the words that the teacher saw, -100 for others; rows (W, n_tags)."""
-    seen = ~rows.isnan().any(dim=1)
-    path = torch.full((len(rows),), -100)
-    path[seen] = torch.from_numpy(legal_tags(rows[seen].numpy().astype(np.float64), student.labels.tags))
-    return path
+def _legal_paths(messages: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+    """The best legal tags of the words that the teacher saw, -100 for others; each (W, n_tags) -> (W,)."""
+    paths = []
+    for rows in messages:
+        seen = ~rows.isnan().any(dim=1)
+        path = torch.full((len(rows),), -100)
+        path[seen] = torch.from_numpy(legal_tags(rows[seen].double().numpy(), names))
+        paths.append(path)
+    return paths
 
 
 def _padded(said: Sequence[_Said], device: torch.device) -> Tensor:
