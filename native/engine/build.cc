@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 namespace flyweight {
@@ -204,6 +205,46 @@ Linear make_linear(const Matrices& matrices, const std::string& name, int rows, 
     kernels.row_sums(m, to.sums.get());
     m.sums = to.sums.get();
   }
+  return to;
+}
+
+Recurrent make_recurrent(const Matrices& matrices, Linear linear, const std::string& name, const Kernels& kernels) {
+  constexpr float kStep = 1.0f / 127.0f;  // of hidden states, which lie in [-1, 1]
+  const MatrixSource& from = matrices.at(name);
+  if (from.bias.size) refuse(name, "has a bias; the gates have it from their input");
+  if (linear.integer && from.input_scale != kStep)
+    refuse(name, "its input scale is " + std::to_string(from.input_scale) + "; that of hidden states is 1/127");
+  Recurrent to;
+  to.linear = std::move(linear);
+  if (!to.linear.integer) return to;
+  Matrix m = to.linear.matrix;
+  to.lanes = {nullptr, nullptr, m.rows, m.columns, m.shift};
+  m.scales = nullptr;  // sums as they are
+  m.shift = 0;
+  const std::size_t padded = std::size_t(m.panels()) * kPanel, groups = std::size_t(to.lanes.groups());
+  to.weights = Buffer<std::int8_t>(padded * groups * 4);
+  to.start = Buffer<std::int32_t>(padded);
+  // Whatever the form of the weights: column k is the product with a vector that is 1 there and 0 elsewhere.
+  const std::size_t width = std::size_t(round_up(m.columns, kPiece));
+  Buffer<float> x(width), sums(padded);
+  Buffer<std::int8_t> rows(width), lanes(width * kBlock);
+  float scale = 0.0f;
+  std::int32_t sum = 0;
+  const Quantized q{rows.get(), lanes.get(), &scale, &sum, 1, int(width), 1.0f};
+  for (int k = 0; k < m.columns; ++k) {
+    x[std::size_t(k)] = 1.0f;
+    kernels.quantize(x.get(), int(width), m.columns, q, 0, 1);
+    kernels.multiply(m, q, 0, m.panels(), Activation::none, sums.get(), int(padded));
+    x[std::size_t(k)] = 0.0f;
+    for (std::size_t r = 0; r < std::size_t(m.rows); ++r) {
+      std::int32_t w;
+      std::memcpy(&w, &sums[r], sizeof w);
+      to.weights[((r / kPanel * groups + std::size_t(k / 4)) * kPanel + r % kPanel) * 4 + std::size_t(k % 4)] = std::int8_t(w);
+      if (kernels.row_sums) to.start[r] -= 128 * w;
+    }
+  }
+  to.lanes.weights = to.weights.get();
+  to.lanes.start = to.start.get();
   return to;
 }
 

@@ -69,6 +69,14 @@ struct Linear {
   Buffer<std::uint8_t> weights;  // of a sparse matrix that was made dense
 };
 
+// What the hidden state of an LSTM is multiplied by, token after token: int8 weights are laid out anew for that.
+struct Recurrent {
+  Linear linear;  // has no bias
+  RowLanes lanes;
+  Buffer<std::int8_t> weights;
+  Buffer<std::int32_t> start;
+};
+
 struct Lookup {
   Embedding embedding;
   Buffer<float> table;
@@ -88,7 +96,8 @@ struct Layer {
   bool parts_from_sums = false;       // qkv gives int8 queries, keys and values itself, not by way of floats
   bool down_from_sums = false;        // so does `up` the input of `down`
   Linear qkv, out, up, down;
-  Linear input, recurrent[2];  // of an LSTM; recurrent without bias, and where it is integer, without scales: exact sums
+  Linear input;            // of an LSTM
+  Recurrent recurrent[2];  // of its directions
   Linear convolution;
   int width = 0;  // of the convolution
   PaddedNorm attention_norm, norm;  // norm: the layer's last
@@ -143,7 +152,7 @@ class Engine {
   void feed_forward(const Layer&, const Group&, Workspace&, const Team&) const;
   void transformer(const Layer&, const Group&, Workspace&, const Team&) const;
   void lstm(const Layer&, const Group&, Workspace&, const Team&) const;
-  void read(const Layer&, int direction, const Group&, Workspace&) const;
+  void read(const Layer&, int from, int to, int token, int length, int thread, Workspace&) const;
   void convolution(const Layer&, const Group&, Workspace&, const Team&) const;
   void finish(const PaddedNorm&, const float* y, int y_stride, const Linear* reader, const Group&, Workspace&,
               const Team&) const;

@@ -62,19 +62,16 @@ struct Int8Room {
   }
 };
 
-// What one direction of an LSTM knows of each message of a group: the longest first.
-struct States {
-  Buffer<float> c, h, sums;  // (n, units padded to 16), the same, (n, gates)
-  int stride = 0, gates = 0;
-  Int8Room input;
+// What one direction of an LSTM knows of the tokens behind it, and what its last one gives to the next.
+struct State {
+  Buffer<float> c, h, products;
+  Buffer<std::int32_t> sums;
+  Buffer<std::int8_t> q;
 
-  States() = default;
-  States(std::size_t n, int units)
-      : stride(round_up(units, kLanes)), gates(round_up(4 * units, kPanel)), input(n, std::size_t(round_up(units, kPiece))) {
-    c = Buffer<float>(n * std::size_t(stride));
-    h = Buffer<float>(n * std::size_t(stride));
-    sums = Buffer<float>(n * std::size_t(gates));
-  }
+  State() = default;
+  explicit State(int units)
+      : c(std::size_t(units)), h(std::size_t(units)), products(std::size_t(round_up(4 * units, kPanel))),
+        sums(products.size()), q(std::size_t(units)) {}
 };
 
 // Everything a forward pass writes; made once, used by one caller at a time.
@@ -87,8 +84,7 @@ struct Engine::Workspace {
   Int8Room input;     // of most matrices
   Int8Room wide;      // of `down`, where `up` gives it
   Int8Room parts[3];  // queries, keys and values of integer attention
-  States states[2];   // of an LSTM, a direction each
-  Buffer<std::int32_t> order, begins;  // messages, the longest first; the first token of each
+  std::vector<State> states;  // of an LSTM: two directions of each thread
 
   Workspace(const Engine& engine, int n_tokens, int threads)
       : capacity(n_tokens), n_threads(threads),
@@ -102,11 +98,7 @@ struct Engine::Workspace {
     attention = Buffer<float>(scratch * std::size_t(threads));
     places = Buffer<std::int32_t>(n);
     if (engine.config_.ngrams) buckets = Buffer<std::int32_t>(n);
-    if (engine.units_) {
-      for (States& s : states) s = States(n, engine.units_);
-      order = Buffer<std::int32_t>(n);
-      begins = Buffer<std::int32_t>(n);
-    }
+    for (int i = 0; engine.units_ && i < 2 * threads; ++i) states.emplace_back(round_up(engine.units_, kPiece));
     if (engine.integers_) {
       values = Buffer<std::int32_t>(n * std::max(hidden, width));
       sums = Buffer<std::int32_t>(n * std::size_t(std::max(engine.height_, engine.width_)));

@@ -303,6 +303,8 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   outputs_to_int8(m, x, from, to, to - from, a, y, y_stride, out, first, in_blocks(x.n_tokens, kFewest));
 }
 
+#include "kernels/lstm.inc"
+
 inline void pack_tokens(const Quantized& out, int from, int to) {
   const int packed = in_blocks(out.n_tokens, kFewest);
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
@@ -310,7 +312,8 @@ inline void pack_tokens(const Quantized& out, int from, int to) {
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {kName, embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, most, lstm_cells, row_sums, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells,
+                              multiply_one, row_sums, false, &kIntegers};
 
 }  // namespace
 

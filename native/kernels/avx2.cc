@@ -22,7 +22,8 @@ struct Product {
 #include "kernels/avx2.inc"
 
 constexpr Kernels kKernels = {"avx2", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, most, lstm_cells, nullptr, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells,
+                              multiply_one, nullptr, false, &kIntegers};
 
 }  // namespace
 

@@ -334,6 +334,8 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   with_bits(m.bits, [&](auto bits) { multiply_form_to_int8<bits.value>(m, x, from, to, a, y, y_stride, out, first); });
 }
 
+#include "kernels/lstm.inc"
+
 inline void pack_tokens(const Quantized& out, int from, int to) {
   const int packed = in_blocks(out.n_tokens, kFewest);
   for (int t = from; t < to && t < packed; t += kBlock) pack_lanes(out, t / kBlock);
@@ -341,7 +343,8 @@ inline void pack_tokens(const Quantized& out, int from, int to) {
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {"avx512-vnni", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, most, lstm_cells, row_sums, true, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells,
+                              multiply_one, row_sums, true, &kIntegers};
 
 }  // namespace
 

@@ -18,7 +18,8 @@ struct Product {
 #include "kernels/avx2.inc"
 
 constexpr Kernels kKernels = {"avx-vnni", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, most, lstm_cells, row_sums, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells,
+                              multiply_one, row_sums, false, &kIntegers};
 
 }  // namespace
 

@@ -144,16 +144,31 @@ constexpr std::size_t integer_attention_scratch(int n_tokens, int size) {
 constexpr int kMaxAttended = 65536;  // tokens: sums of e v <= 65536 * 255 * 127 < 2^31, sums of e < 2^24, exact floats
 
 // One token of one direction of an LSTM. All vectors have a part of `units` floats for each of the gates i, f, g, o in turn,
-// but for c, h and out, which have one part; whole vectors of 16 are read and, of c and h, written:
-//   z = fma(float(sums), scales, input), of integer weights; input + sums where scales is null; input where sums is
+// but for c, h, out and q, which have one part; whole vectors of 16 are read and, but of out, written:
+//   z = fma(float(sums), scales, input) of int8 weights, input + products of float ones, input where both are null
 //   c = fma(sigmoid(f), c, sigmoid(i) tanh(g)), h = out = sigmoid(o) tanh(c); sigmoid(x) = 1 / (1 + exp(-x))
+//   q = round(127 h), as activations are stored
 // A z that is not finite makes h NaN, and c, hence all later tokens.
 struct Cells {
-  const float* input = nullptr;   // the token's share of the gates, bias within
-  const float* sums = nullptr;    // that of the token before it: exact sums (the bits of int32), floats, or null
-  const float* scales = nullptr;
+  const float* input = nullptr;  // the token's share of the gates, bias within
+  const std::int32_t* sums = nullptr;  // what the token before it gives
+  const float *scales = nullptr, *products = nullptr;
   float *c = nullptr, *h = nullptr, *out = nullptr;
+  std::int8_t* q = nullptr;
   int units = 0;
+};
+
+// Int8 weights laid out for one token at a time: W (rows, columns) = weights - shift. A vector holds four columns of the 16
+// rows of a panel, so that no sum crosses lanes.
+//   weights  int8 (P, ceil(columns / 4), 16, 4), 0 beyond the last row and column
+//   start    16 P entries: minus 128 times the sum of the row's weights where activations are stored as q + 128, else 0
+struct RowLanes {
+  const std::int8_t* weights = nullptr;
+  const std::int32_t* start = nullptr;
+  int rows = 0, columns = 0, shift = 0;
+
+  int panels() const { return round_up(rows, kPanel) / kPanel; }
+  int groups() const { return round_up(columns, 4) / 4; }
 };
 
 struct IntegerKernels;  // integer_only.h
@@ -184,6 +199,9 @@ struct Kernels {
   // out[f] = the largest x[t, f] of all tokens; NaN where one is not finite
   void (*most)(const float* x, int stride, int n_tokens, int columns, float* out);
   void (*lstm_cells)(const Cells&);
+  // sums[r] = sum over k of q[k] W[r, k], of one token as `quantize` leaves it in rows; 16 P entries. up: the first rows
+  // first; in turn with the last ones first, a matrix that does not fit a cache is found there in part.
+  void (*multiply_one)(const RowLanes&, const std::int8_t* q, bool up, std::int32_t* sums);
   // The integer weights of each row added up, padding included: what a level needs that multiplies activations + 128;
   // null elsewhere.
   void (*row_sums)(const Matrix&, std::int32_t* sums);

@@ -297,10 +297,29 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   outputs_to_int8(m, x, from, to, 1, a, y, y_stride, out, first, in_blocks(x.n_tokens, kFewest));
 }
 
+// 16 rows of a panel += four columns by four activations.
+struct Sums {
+  int32x4_t v[kVectors];
+  static Sums load(const std::int32_t* from) {
+    return {{vld1q_s32(from), vld1q_s32(from + 4), vld1q_s32(from + 8), vld1q_s32(from + 12)}};
+  }
+  void store(std::int32_t* to) const {
+    for (int i = 0; i < kVectors; ++i) vst1q_s32(to + 4 * i, v[i]);
+  }
+  void add(const std::int8_t* w, const std::int8_t* q) {
+    std::int32_t four;
+    __builtin_memcpy(&four, q, sizeof four);
+    const int8x16_t by = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    for (int i = 0; i < kVectors; ++i) v[i] = vdotq_s32(v[i], vld1q_s8(w + kLanes * i), by);
+  }
+};
+#include "kernels/lstm.inc"
+
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {"neon-dotprod", embed, add_norm, quantize, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, most, lstm_cells, nullptr, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells,
+                              multiply_one, nullptr, false, &kIntegers};
 
 }  // namespace
 

@@ -180,11 +180,29 @@ void multiply_to_int8(const Matrix& m, const Quantized& x, int from, int to, Act
   outputs_to_int8(m, x, from, to, 1, a, y, y_stride, out, first, 0);
 }
 
+// 16 rows of a panel += four columns by four activations.
+struct Sums {
+  std::int32_t v[kPanel];
+  static Sums load(const std::int32_t* from) {
+    Sums s;
+    for (int r = 0; r < kPanel; ++r) s.v[r] = from[r];
+    return s;
+  }
+  void store(std::int32_t* to) const {
+    for (int r = 0; r < kPanel; ++r) to[r] = v[r];
+  }
+  void add(const std::int8_t* w, const std::int8_t* q) {
+    for (int i = 0; i < 4 * kPanel; ++i) v[i / 4] += w[i] * q[i % 4];
+  }
+};
+#include "kernels/lstm.inc"
+
 inline void pack_tokens(const Quantized&, int, int) {}
 #include "kernels/integer_only.inc"
 
 constexpr Kernels kKernels = {"scalar", embed, add_norm, quantize_rows, multiply, multiply_to_int8,
-                              multiply_float, attend, attend_integers, mean, most, lstm_cells, nullptr, false, &kIntegers};
+                              multiply_float, attend, attend_integers, mean, most, lstm_cells,
+                              multiply_one, nullptr, false, &kIntegers};
 
 }  // namespace
 

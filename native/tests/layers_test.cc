@@ -11,38 +11,52 @@ namespace {
 
 const Kernels* const kScalar = scalar_kernels();
 
+enum class By { int8, floats, nothing };  // what gives the products with the token before
+constexpr By kBy[] = {By::int8, By::floats, By::nothing};
+
 // A step of an LSTM, without slack beyond the vectors of 16 that may be read.
 struct CellData {
-  CellData(int n_units, bool integer, bool first)
-      : units(n_units), whole(first), input(size()), sums(size()), scales(integer ? size() : 0), c(round_up(units, kLanes)) {
+  CellData(int n_units, By what)
+      : units(n_units), by(what), input(size()), products(size()), scales(size()), c(round_up(units, kLanes)), sums(size()) {
     fill_random(input);
+    fill_random(products);
     fill_random(c);
     for (float& x : input) x *= 6.0f;
-    for (std::size_t i = 0; i < sums.size(); ++i) {
-      const std::int32_t sum = random_int(-900000, 900000);
-      sums[i] = random_float() * 3.0f;
-      if (integer) std::memcpy(&sums[i], &sum, sizeof sum);
-    }
+    for (float& x : products) x *= 3.0f;
     for (float& x : scales) x = 1e-5f * (1.0f + random_float());
+    for (std::int32_t& sum : sums) sum = random_int(-900000, 900000);
   }
   std::size_t size() const { return std::size_t(3 * units + round_up(units, kLanes)); }
 
-  // c, h and out of one step.
+  // c, h, out and q of one step.
   Exact<float> step(const Kernels* level) const {
     const Exact<float> after(c.size()), h(c.size()), out(std::size_t(units), -1.0f);
+    const Exact<std::int8_t> q(c.size());
     std::copy(c.begin(), c.end(), after.get());
-    Cells cells{input.get(), whole ? nullptr : sums.get(), scales.get(), after.get(), h.get(), out.get(), units};
+    Cells cells;
+    cells.input = input.get();
+    if (by == By::int8) cells.sums = sums.get();
+    if (by == By::floats) cells.products = products.get();
+    cells.scales = scales.get();
+    cells.c = after.get(), cells.h = h.get(), cells.out = out.get(), cells.q = q.get();
+    cells.units = units;
     level->lstm_cells(cells);
-    Exact<float> all(std::size_t(3 * units));
+    Exact<float> all(std::size_t(4 * units));
     std::copy_n(after.get(), units, all.get());
     std::copy_n(h.get(), units, all.get() + units);
     std::copy_n(out.get(), units, all.get() + 2 * units);
+    for (int i = 0; i < units; ++i) all[std::size_t(3 * units + i)] = float(plain(level, q[std::size_t(i)]));
     return all;
+  }
+  // What is stored, without what a level adds to it.
+  static int plain(const Kernels* level, std::int8_t stored) {
+    return std::int8_t(level->row_sums ? std::uint8_t(stored) ^ 0x80 : stored);
   }
 
   int units;
-  bool whole;
-  Exact<float> input, sums, scales, c;
+  By by;
+  Exact<float> input, products, scales, c;
+  Exact<std::int32_t> sums;
 };
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -87,52 +101,56 @@ std::string refusal(const Config& config, const Matrices& matrices, const Vector
 // z = 0 but for g = 100: c = sigmoid(0) 3 + sigmoid(0) tanh(100) = 2, h = tanh(2) / 2. Then sums of 4 by 1/2, and -2.
 TEST(lstm_cells_give_the_numbers_made_by_hand) {
   for (const Kernels* level : all_levels()) {
-    Exact<float> input(3 + kLanes), c(kLanes, 3.0f), h(kLanes), scales(3 + kLanes, 0.5f), out(1);
+    Exact<float> input(3 + kLanes), c(kLanes, 3.0f), h(kLanes), scales(3 + kLanes, 0.5f), products(3 + kLanes, 2.0f), out(1);
+    const Exact<std::int32_t> sums(3 + kLanes, 4);
+    const Exact<std::int8_t> q(kLanes);
     input[2] = 100.0f;
-    Cells cells{input.get(), nullptr, scales.get(), c.get(), h.get(), out.get(), 1};
+    Cells cells;
+    cells.input = input.get(), cells.scales = scales.get();
+    cells.c = c.get(), cells.h = h.get(), cells.out = out.get(), cells.q = q.get();
+    cells.units = 1;
     level->lstm_cells(cells);
     CHECK_EQUAL(c[0], 2.0f);
     CHECK(std::fabs(out[0] - 0.5 * std::tanh(2.0)) < 2e-7);
     CHECK_EQUAL(h[0], out[0]);
-    Exact<float> sums(3 + kLanes);
-    const std::int32_t four = 4;
-    for (float& sum : sums) std::memcpy(&sum, &four, sizeof four);
+    CHECK_EQUAL(CellData::plain(level, q[0]), 61);  // 127 * 0.482014
     input.fill(-2.0f);
     cells.sums = sums.get();
     level->lstm_cells(cells);  // all z are 0
     CHECK_EQUAL(c[0], 1.0f);
     CHECK(std::fabs(out[0] - 0.5 * std::tanh(1.0)) < 2e-7);
-    sums.fill(2.0f);
-    cells.scales = nullptr;
+    cells.sums = nullptr;
+    cells.products = products.get();
     level->lstm_cells(cells);
     CHECK_EQUAL(c[0], 0.5f);
   }
 }
 
 TEST(lstm_cells_have_the_values_of_double_precision) {
-  for (int kind = 0; kind < 3; ++kind) {
-    const CellData data(37, kind == 0, kind == 2);
+  for (const By by : kBy) {
+    const CellData data(37, by);
     const Exact<float> found = data.step(kScalar);
     for (int i = 0; i < data.units; ++i) {
       double z[4];
       for (int gate = 0; gate < 4; ++gate) {
         const int at = gate * data.units + i;
-        std::int32_t sum;
-        std::memcpy(&sum, &data.sums[at], sizeof sum);
-        z[gate] = double(data.input[at]) + (kind == 0 ? double(sum) * data.scales[at] : kind == 1 ? double(data.sums[at]) : 0.0);
+        z[gate] = data.input[at];
+        if (by == By::int8) z[gate] += double(data.sums[at]) * double(data.scales[at]);
+        if (by == By::floats) z[gate] += data.products[at];
       }
       const double c = sigmoid(z[1]) * data.c[i] + sigmoid(z[0]) * std::tanh(z[2]), h = sigmoid(z[3]) * std::tanh(c);
       CHECK(std::fabs(found[i] - c) < 4e-6);  // z up to 24: half a unit in the last place is 1e-6, times the slope
       CHECK(std::fabs(found[data.units + i] - h) < 4e-6);
       CHECK_EQUAL(found[data.units + i], found[2 * data.units + i]);
+      CHECK_EQUAL(found[3 * data.units + i], std::nearbyint(found[data.units + i] * 127.0f));
     }
   }
 }
 
 TEST(every_level_computes_lstm_cells_like_the_scalar_one) {
   for (int units : {1, 10, 15, 16, 17, 64, 75, 150})
-    for (int kind = 0; kind < 3; ++kind) {
-      CellData data(units, kind == 0, kind == 2);
+    for (const By by : kBy) {
+      CellData data(units, by);
       const float extremes[] = {0.0f, -0.0f, 88.0f, -88.0f, 1e-40f, 3e38f, -3e38f, 1e-7f};
       for (std::size_t i = 0; i < data.input.size(); i += 3) data.input[i] = extremes[i / 3 % std::size(extremes)];
       const Exact<float> wanted = data.step(kScalar);
@@ -147,10 +165,64 @@ TEST(lstm_cells_keep_what_is_not_finite) {
   for (const Kernels* level : all_levels())
     for (float bad : {inf, -inf, nan})
       for (int gate = 0; gate < 4; ++gate) {
-        CellData data(20, false, false);
+        CellData data(20, By::floats);
         data.input[std::size_t(gate * 20 + 17)] = bad;
         const Exact<float> found = data.step(level);
         for (int i = 0; i < 20; ++i) CHECK_EQUAL(std::isnan(found[std::size_t(20 + i)]), i == 17);
+      }
+}
+
+// W = [[1, -3, 5], [127, -127, 0]] - shift, h in steps [2, -4, 1]: 2 + 12 + 5 = 19, 762; less the shift by -1, the sum of h.
+TEST(products_with_one_token_are_the_numbers_made_by_hand) {
+  for (const Kernels* level : all_levels())
+    for (int shift : {0, 7}) {
+      const Exact<std::int8_t> weights(64), q(4, std::int8_t(level->row_sums ? -128 : 0));
+      const Exact<std::int32_t> start(kPanel), sums(kPanel, -1);
+      const int w[2][3] = {{1, -3, 5}, {127, -127, 0}}, x[] = {2, -4, 1};
+      for (int r = 0; r < 2; ++r)
+        for (int k = 0; k < 3; ++k) {
+          weights[std::size_t(4 * r + k)] = std::int8_t(w[r][k]);
+          if (level->row_sums) start[std::size_t(r)] -= 128 * w[r][k];
+        }
+      for (std::size_t k = 0; k < 3; ++k) q[k] = std::int8_t(q[k] + x[k]);
+      level->multiply_one({weights.get(), start.get(), 2, 3, shift}, q.get(), true, sums.get());
+      CHECK_EQUAL(sums[0], 19 + shift);
+      CHECK_EQUAL(sums[1], 762 + shift);
+    }
+}
+
+TEST(every_level_multiplies_one_token_like_plain_sums) {
+  for (int rows : {1, 16, 60, 128, 200, 600})
+    for (int columns : {1, 4, 15, 64, 150})
+      for (bool extreme : {false, true}) {
+        const int padded = round_up(rows, kPanel), groups = round_up(columns, 4) / 4;
+        const Exact<std::int8_t> weights(std::size_t(padded * groups * 4)), plain(std::size_t(round_up(columns, kLanes)));
+        for (std::int8_t& w : weights) w = std::int8_t(extreme ? 127 : random_int(-127, 127));
+        for (std::int8_t& x : plain) x = std::int8_t(extreme ? -127 : random_int(-127, 127));
+        const auto at = [&](int r, int k) -> std::int8_t& {
+          return weights[std::size_t(((r / kPanel * groups + k / 4) * kPanel + r % kPanel) * 4 + k % 4)];
+        };
+        for (int r = 0; r < padded; ++r)
+          for (int k = 0; k < 4 * groups; ++k)
+            if (r >= rows || k >= columns) at(r, k) = 0;
+        const Exact<std::int32_t> wanted(padded);
+        for (int r = 0; r < padded; ++r)
+          for (int k = 0; k < columns; ++k) wanted[std::size_t(r)] += at(r, k) * plain[std::size_t(k)];
+        for (const Kernels* level : all_levels()) {
+          const Exact<std::int32_t> start(padded);
+          const Exact<std::int8_t> q(plain.size());
+          for (std::size_t k = 0; k < q.size(); ++k)
+            q[k] = std::int8_t(level->row_sums ? std::uint8_t(plain[k]) ^ 0x80 : plain[k]);
+          for (int r = 0; level->row_sums && r < rows; ++r)
+            for (int k = 0; k < columns; ++k) start[std::size_t(r)] -= 128 * at(r, k);
+          for (bool up : {true, false}) {
+            const Exact<std::int32_t> found(padded, -1);
+            level->multiply_one({weights.get(), start.get(), rows, columns, 0}, q.get(), up, found.get());
+            if (std::memcmp(found.get(), wanted.get(), std::size_t(padded) * 4) != 0)
+              check::fail(__FILE__, __LINE__, std::string(level->name) + " differs: " + std::to_string(rows) + " x " +
+                                                  std::to_string(columns));
+          }
+        }
       }
 }
 
@@ -198,7 +270,6 @@ TEST(engine_layers_of_all_kinds_give_equal_bits) {
   }
 }
 
-// As many messages as fit a group, all of one token but one: the batch of a step shrinks from 81 to 1.
 TEST(engine_lstm_of_many_messages_gives_equal_bits) {
   const Sample sample("int8", Pooling::mean, 0, 5, {"l"});
   Messages all = messages(sample.config, {15});
@@ -380,7 +451,7 @@ TEST(engine_refuses_layers_that_do_not_fit) {
                 std::string(recurrent) + ": its input scale is " + std::to_string(scale) + "; that of hidden states is 1/127");
   const float bias[40] = {};
   CHECK_EQUAL(matrix(recurrent, [&](MatrixSource& m) { m.bias = {bias, 40}; }),
-              std::string(recurrent) + ": has a bias; the input of the gates has it");
+              std::string(recurrent) + ": has a bias; the gates have it from their input");
   const Sample odd("int8", Pooling::mean, 0, 5, {"", 21});
   Config with_lstm = odd.config;
   with_lstm.kinds = {LayerKind::lstm};
