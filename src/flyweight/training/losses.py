@@ -1,5 +1,5 @@
-"""What a training minimises: functions of (model, batch). See also soft_labels_loss in logits.py and
-hidden_states_loss in hidden.py.
+"""What a training minimises: functions of (model, batch). See also soft_labels_loss in logits.py, hidden_states_loss in
+hidden.py, and distilled_loss in distillation.py with the table of distances.py.
 
 labels   CE(intent) + CE(tags)
 """
