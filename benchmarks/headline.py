@@ -115,7 +115,9 @@ def measure(name: str, names: Sequence[str], n_calls: int) -> dict[str, Any]:
     """One set: every contender's answers, then all times in one run. The parent comes first, whatever `names` says."""
     _, data = teacher(name, str(MPNET))
     names = [PARENT, *(n for n in names if n != PARENT)]
-    found = [c for which in names for c in opened(name, data, which)]
+    # Students first: one that must be trained should not find the peers' graphs in memory.
+    by_name = {which: opened(name, data, which) for which in sorted(names, key=lambda n: n not in STUDENTS)}
+    found = [c for which in names for c in by_name[which]]
     rows = [row(c, found[0], data) for c in found]
     texts = [m.text for m in data.test]
     load = os.getloadavg()[0]
