@@ -15,7 +15,8 @@ from cli_cases import Call, Place, cells_of
 from torch import Tensor
 
 from flyweight import demo as demo_module
-from flyweight.cli import build, receipts, show
+from flyweight.cli import compress as compress_module
+from flyweight.cli import receipts, show
 from flyweight.data.load import load_data
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
@@ -101,7 +102,8 @@ def test_compress_says_what_it_measured(place: Place) -> None:
     assert "span" not in table  # the data have no entities
     n = sum(part != "heads" for _, _, part in NLUModel.load(place.teacher).matrices())
     assert place.log[2].err.splitlines()[-1] == f"note: int8 packed {n} matrices anew that had been packed before it"
-    assert all(line.startswith(("k-means: ", "measuring ", "note: ")) for line in place.log[2].err.splitlines())
+    begins = ("k-means: ", "measuring ", "note: ", "1/2 codebook ", "2/2 int8: ")
+    assert all(line.startswith(begins) for line in place.log[2].err.splitlines())
 
 
 def test_compress_by_a_recipe_into_a_folder(place: Place, tmp_path: Path, call: Call) -> None:
@@ -190,7 +192,7 @@ def test_demo(tiny_data: NLUData, tmp_path: Path, call: Call, monkeypatch: pytes
 
 def test_the_note_on_speed_names_what_ran() -> None:
     """Only NumPy is called a reference: `scalar` and all other levels are the engine."""
-    notes = {engine: build._slow_note(engine) for engine in ("numpy", "engine scalar", "engine avx2")}
+    notes = {engine: compress_module._slow_note(engine) for engine in ("numpy", "engine scalar", "engine avx2")}
     for engine, text in notes.items():
         assert text.startswith(f"note: on this machine the file, run by {engine}, is no faster than its parent in Py")
         assert ("reference" in text) == (engine == "numpy")
@@ -257,7 +259,7 @@ def test_a_refused_compression_leaves_no_folder(
     work, kept = tmp_path / ".m.fly.work", ["shapes-12.json"]
 
     def refuse(*_: Any, folder: Path, **__: Any) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for name in kept:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("{}")

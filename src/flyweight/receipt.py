@@ -4,7 +4,7 @@
 
 before: the technique before, for the first one the parent, whose speedup is 1 and whose bytes are those of weights and
 tokenizer. A receipt itself lengthens the next file by some kilobytes, and two runs of one model differ by a percent or
-two: neither is worse.
+two: neither is worse. Speed-ups were measured minutes apart, so where they say slower both files are timed in turn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flyweight.measure.quality import Quality, ask, evaluate_answers
 from flyweight.model.linear import computes
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
-from flyweight.runtime.parser import load
+from flyweight.runtime.parser import Parser, load
 from flyweight.techniques import TECHNIQUES
 from flyweight.techniques.room import Technique
 
@@ -145,8 +145,8 @@ def make_receipt(
         nlu = load(path)
         quality: dict[str, Any] = {}
         latency_ms = parent_ms = None
+        texts = [m.text for m in scales.messages]
         if measure:
-            texts = [m.text for m in scales.messages]
             with bar(f"measuring {name_of(step)}", len(texts), show=scales.progress) as advance:
                 answers = ask(nlu, texts, advance)
             quality = summary(evaluate_answers(answers, scales.messages, against=scales.parent_answers))
@@ -173,7 +173,8 @@ def make_receipt(
             sparse=report(read(path).manifest["weights"], pruned, measure=measure),
             reached=stage.said,
             parent_bytes=parent_bytes,
-            worsens=worse((file_bytes, speedup), (parent_bytes, 1.0) if last is None else size_and_speed(last)),
+            worsens=worse((file_bytes, speedup), (parent_bytes, 1.0) if last is None else size_and_speed(last))
+            and (last is None or _slower(nlu, before, texts)),
         )
 
 
@@ -192,10 +193,12 @@ def size_and_speed(receipt: dict[str, Any]) -> SizeAndSpeed:
     return receipt["file_bytes"], receipt["quality"].get("speedup")
 
 
-def after(receipt: dict[str, Any], last: dict[str, Any] | None) -> dict[str, Any]:
-    """A receipt that was kept, as it reads after this one: in another recipe another technique may have come before."""
-    before = (receipt["parent_bytes"], 1.0) if last is None else size_and_speed(last)
-    return receipt | {"worsens": worse(size_and_speed(receipt), before)}
+def _slower(nlu: Parser, before: NLUModel, texts: Sequence[str]) -> bool:
+    """Whether the file is slower than that of the model before, call by call in turn."""
+    with tempfile.TemporaryDirectory() as folder, single_thread():
+        other = load(export_fly(before, Path(folder) / "before.fly"))
+        timed = compare({"before": other.parse, "now": nlu.parse}, texts, n_calls=5 * N_LATENCY_CALLS)
+    return ratio(timed["before"], timed["now"]).median_per_call < CLOCK
 
 
 def all_worse(receipt: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError, MissingExtraError
 from flyweight.measure.memory import peak_rss_mb
 from flyweight.model.nlu import NLUModel
-from flyweight.receipt import Scales, Stage, after, make_receipt, name_of
+from flyweight.receipt import Scales, Stage, make_receipt, name_of
 from flyweight.stages import Stages, keep_receipt, keep_stage, kept_receipt, kept_stage, spent
 from flyweight.techniques import TECHNIQUES
 from flyweight.techniques.room import Run, Technique, technique
@@ -134,7 +134,7 @@ def compress(
         kept = kept_stage(place)
         stage = _made(step, model, run, place) if kept is None else kept
         done = kept_receipt(place) if kept is not None and measure else None
-        receipt = make_receipt(step, model, stage, scales, receipt).to_dict() if done is None else after(done, receipt)
+        receipt = make_receipt(step, model, stage, scales, receipt).to_dict() if done is None else done
         if measure:
             keep_receipt(place, receipt)
         child = stage.model

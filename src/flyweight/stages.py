@@ -136,7 +136,7 @@ def begin(folder: Path, techniques: Sequence[Technique], resume: bool) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = None
-    if isinstance(before, list) and before != steps and not resume:
+    if isinstance(before, list) and before != steps and worth_keeping(folder) and not resume:
         names = ", ".join(str(name) for step in before if isinstance(step, dict) for name in step)
         raise ConfigError(
             f"{folder} holds an interrupted run of another recipe ({names}); add --resume to use what is finished and "
@@ -144,6 +144,12 @@ def begin(folder: Path, techniques: Sequence[Technique], resume: bool) -> None:
         )
     with whole_file(path) as file:
         file.write(json.dumps(steps, indent=1).encode())
+
+
+def worth_keeping(folder: Path) -> bool:
+    """Whether a technique or a training lies there, and not only notes and measured times."""
+    notes = ("shapes-*.json", "milliseconds-*.json", RECIPE, f"*.{SPENT}")
+    return any(path.is_file() and not any(map(path.match, notes)) for path in folder.rglob("*"))
 
 
 def content_hash(model: NLUModel) -> str:

@@ -1,16 +1,15 @@
-"""train, import, compress, demo: verbs that make models (they need the workshop: PyTorch)."""
+"""train, import, demo: verbs that make models (they need the workshop: PyTorch)."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from flyweight.cli import receipts, show
-from flyweight.errors import ConfigError, FlyweightError, MissingExtraError
+from flyweight.cli import show
+from flyweight.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from flyweight.model.nlu import Pooling
@@ -54,7 +53,7 @@ def train(
 
     flyweight train banking77/ --base minilm --epochs 8 --out teacher
     """
-    _workshop()
+    workshop()
     from flyweight.data.load import load_data
     from flyweight.measure.quality import evaluate
     from flyweight.training.teacher import default_settings
@@ -101,82 +100,6 @@ def train(
         )
 
 
-def compress(
-    model: Annotated[Path, typer.Argument(help="A model folder (what train wrote).")],
-    data: Annotated[str, typer.Argument(help="The data it was trained on, or other messages of the same labels.")],
-    out: Annotated[Path, typer.Option(help="The .fly file, or a folder, to compress further.")],
-    technique: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--technique", "-t", metavar="NAME[:SETTING=...]", help="int8, codebook, codebook:encoder=4 ...; in order."
-        ),
-    ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe instead of --technique.")] = None,
-    seed: Seed = 0,
-    text_column: show.TextColumn = None,
-    intent_column: show.IntentColumn = None,
-    overwrite: show.Overwrite = False,
-    as_json: show.Json = False,
-) -> None:
-    """Apply techniques, measure each step on the written file, and export. Ctrl-C is safe: the same command goes on.
-
-    Meanwhile trainings and measurements are kept beside --out, in the hidden folder .NAME.work.
-
-    [bold]Examples[/bold]
-
-    flyweight compress bot nlu.yml --technique int8 --out bot.fly
-
-    flyweight compress bot nlu.yml -t codebook:encoder=8 --out bot-3bit.fly
-    """
-    _workshop()
-    from flyweight.data.load import load_data, recorded_split
-    from flyweight.export.fly import save
-    from flyweight.model.nlu import NLUModel
-    from flyweight.recipe import Recipe
-    from flyweight.recipe import compress as run
-
-    if (technique is None) == (recipe is None):
-        raise ConfigError("give either --technique (once or more) or --recipe")
-    _check_out(out, model, "model that is to be compressed", overwrite)
-    steps = Recipe.load(recipe) if recipe else Recipe.parse(technique or [])
-    teacher = NLUModel.load(model)
-    split = recorded_split(teacher.card.split)
-    found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
-    work = out.resolve().with_name(f".{out.resolve().name}.work")
-    try:
-        small = run(teacher, found, steps, seed=seed, folder=work)
-    except FlyweightError:
-        _remove_untrained(work)
-        raise
-    written = save(small, out)
-    shutil.rmtree(work, ignore_errors=True)  # only now: until the file is written, a training is worth keeping
-    made = small.card.steps[-len(steps.techniques) :]
-    if as_json:
-        show.print_json({"file": str(written), "receipts": made})
-        return
-    part = {"train": "training"}.get(made[-1]["part"], made[-1]["part"])
-    title = f"{written}: measured on {made[-1]['quality']['n_messages']} {part} messages"
-    receipts.print_receipts(made, bool(small.labels.entity_labels), title)
-    if made[-1]["latency_ms"] >= made[-1]["parent_ms"]:
-        show.note(_slow_note(made[-1]["engine"]))
-
-
-def _remove_untrained(work: Path) -> None:
-    """Remove the folder of a refused command, unless a training lies in it: empty folders and measured times go."""
-    if all(p.is_dir() or p.match("shapes-*.json") for p in work.rglob("*")):
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _slow_note(engine: str) -> str:
-    """Why a file may be no faster than its parent. engine: as a receipt has it."""
-    found = f"note: on this machine the file, run by {engine}, is no faster than its parent in PyTorch; it is smaller."
-    if engine == "numpy":
-        return f"{found} The reference is made for checking, not for speed; flyweight doctor says why it runs."
-    if engine == "engine scalar":
-        return f"{found} The scalar level is what the others are checked by; flyweight doctor says which this CPU has."
-    return found
-
-
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the .fly files and the teacher.")] = Path("demo"),
     as_json: show.Json = False,
@@ -189,7 +112,7 @@ def demo(
 
     flyweight demo --out /tmp/demo --json
     """
-    _workshop()
+    workshop()
     from flyweight.demo import SENTENCES, run_demo
 
     result = run_demo(out, say=show.note)
@@ -231,12 +154,12 @@ def import_model(
 
     flyweight import ner-model --labels tags.txt --out tagger
     """
-    _workshop()
+    workshop()
     from flyweight.data.load import load_data
     from flyweight.data.source import read_text
     from flyweight.training.teacher import import_teacher
 
-    _check_out(out, Path(source), "folder that is to be imported", overwrite)
+    check_out(out, Path(source), "folder that is to be imported", overwrite)
     names = [line.strip() for line in read_text(labels).splitlines() if line.strip()] if labels else None
     found = load_data(data, text_column=text_column, intent_column=intent_column) if data else None
     model = import_teacher(source, found, labels=names, max_tokens=max_tokens, fallback_rate=fallback_rate)
@@ -268,7 +191,7 @@ def _teacher(paths: list[Path]) -> Teacher:
     return found[0] if len(found) == 1 else Ensemble(found)
 
 
-def _check_out(out: Path, source: Path, role: str, overwrite: bool) -> None:
+def check_out(out: Path, source: Path, role: str, overwrite: bool) -> None:
     """Refuse to write over the source itself, and over whatever exists unless told."""
     if out.resolve() == source.resolve():
         raise ConfigError(f"--out is {out}, the {role}; choose another --out")
@@ -277,7 +200,8 @@ def _check_out(out: Path, source: Path, role: str, overwrite: bool) -> None:
         raise ConfigError(f"{out} already holds {what}; choose another --out, or add --overwrite")
 
 
-def _workshop() -> None:
+def workshop() -> None:
+    """Refuse where PyTorch is missing."""
     try:
         import torch  # noqa: F401
     except ImportError as error:

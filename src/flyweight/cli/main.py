@@ -9,7 +9,7 @@ import warnings
 import typer
 
 from flyweight import __version__
-from flyweight.cli import analyse, answer, build, data, measure, survival, transport
+from flyweight.cli import analyse, answer, build, compress, data, measure, survival, transport
 from flyweight.errors import FlyweightError, FlyweightWarning
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's way
@@ -24,7 +24,8 @@ app = typer.Typer(
 )
 app.command("train")(build.train)
 app.command("import")(build.import_model)
-app.command("compress")(build.compress)
+app.command("compress")(compress.compress)
+app.command("recipes")(compress.recipes)
 app.command("evaluate")(measure.evaluate)
 app.command("bench")(measure.bench)
 app.command("sensitivity")(analyse.sensitivity)
