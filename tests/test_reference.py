@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import VARIANTS, all_logits, largest_difference, random_model, variant
+from random_models import KINDS, VARIANTS, all_logits, largest_difference, random_model, variant
 from torch.nn import functional as F
 
 from flyweight.artifact import Artifact
@@ -47,6 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu", "pooling": "mean"},
     "gelu_tanh": {"activation": "gelu_tanh"},
     **VARIANTS,
+    **KINDS,
 }
 
 
