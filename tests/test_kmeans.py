@@ -306,7 +306,10 @@ def test_groups_share_what_their_weights_want() -> None:
         assert form.table[rows[0]] == pytest.approx(wanted, rel=0.2, abs=0.02)
         assert (form.table[rows] == form.table[rows[0]]).all()
     assert kmeans.kmeans_codes(w, 4, "group", False, group=5).table.shape == (1, 4)
-    assert kmeans.kmeans_codes(w, 100, "group", False, group=2).table.shape == (1, 100)
+    many = outlier_rows(40, 60)
+    for integer, group, table in ((True, 16, (40, 100)), (False, 1, (1, 100))):
+        form = kmeans.kmeans_codes(many, 100, "row", integer)
+        assert (form.group, form.table.shape) == (group, table)
 
 
 # pruned weights -----------------------------------------------------------------------------------------------------

@@ -167,6 +167,24 @@ def test_256_centres_lose_next_to_nothing(tiny_data: NLUData, tiny_model: NLUMod
     assert errors[4] > 20 * errors[256]
 
 
+@pytest.mark.parametrize("k", [100, 256])
+def test_an_outlier_makes_no_other_rows_coarse(tiny_data: NLUData, tiny_model: NLUModel, k: int) -> None:
+    """One weight of 1000 times the others' size: steps of it / 127 would round all others to 0."""
+    parent = tiny_model.copy()
+    weight = parent.encoder.layers[0].ffn.down.weight
+    with torch.no_grad():
+        weight[3, 5] = 1000 * weight.abs().max()
+    child = apply(parent, tiny_data, encoder=k, embeddings=None, heads=None)
+    found = child.encoder.layers[0].ffn.down
+    far = slice(16, None)  # rows of other tables
+    gap = (found.weight - weight)[far].norm() / weight[far].norm()
+    assert gap < 0.03
+    assert found.form is not None
+    assert found.form.fields() == (
+        {"per": "row", "shift": 0} if k == 256 else {"centres": 100, "table": "int8", "per": "group", "rows": 16}
+    )
+
+
 def test_more_centres_than_weights(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     """A head of 4 x 4 weights and 256 centres: every weight has its own, so float centres are exact."""
     parent = with_intent_weights(tiny_model, WEIGHTS)

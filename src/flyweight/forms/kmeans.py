@@ -26,7 +26,8 @@ from flyweight.forms.codes import Codes, codes_from_centres
 Start = Literal["best", "linear", "kmeans++", "quantile"]
 Granularity = Literal["row", "group", "matrix"]
 STARTS: tuple[Start, ...] = get_args(Start)
-ROW_TABLE_LIMIT = 64  # more centres than this would make a row's table as large as its codes: they share one table
+ROW_TABLE_LIMIT = 64  # more centres than this would make a row's table as large as its codes: rows share one
+SHARED_ROWS = 16  # that share one where centres are int8: an outlier's coarse steps are theirs alone
 _LEAST = 1e-6  # of the mean weight: a part of the row that weighs nothing still has a mean and a place
 _DRAWN_FROM = 4096  # values that kmeans++ draws from
 _BINS = 1024  # of the histogram: k * bins^2 additions, 20 ms at k = 16
@@ -103,8 +104,9 @@ def kmeans_codes(
 ) -> Codes:
     """k-means codes of one matrix. w (R, C) float32; integer: int8 centres with a scale, else float32 centres.
 
-    granularity: a table a row, a group of `group` rows, or the matrix; above 64 centres always the matrix. h, start:
-    as `centres` has them. Rows shorter than k need fewer centres than k: the table then repeats the last ones. mask
+    granularity: a table a row, a group of `group` rows, or the matrix; instead of tables of more than 64 centres a row,
+    one of 16 rows, or of all where centres are float32, which no scale makes coarse. h, start: as `centres` has them.
+    Rows shorter than k need fewer centres than k: the table then repeats the last ones. mask
     (R, C) bool: centres are those of the weights that are there.
     """
     if w.size == 0:
@@ -117,9 +119,11 @@ def kmeans_codes(
         there, counts = survivors(w[begin:end].reshape(-1, n), *parts)
         return centres(there, k, counts, start)
 
-    if granularity == "row" and k <= ROW_TABLE_LIMIT:
+    if granularity == "row" and k > ROW_TABLE_LIMIT:
+        granularity, group = ("group", SHARED_ROWS) if integer else ("matrix", 1)
+    if granularity == "row":
         return codes_from_centres(w, of(0, n_rows, n_columns), integer)
-    if granularity == "matrix" or k > ROW_TABLE_LIMIT or group >= n_rows:
+    if granularity == "matrix" or group >= n_rows:
         return codes_from_centres(w, of(0, n_rows, w.size), integer)
     found, last = [], n_rows - n_rows % group  # groups of the full number of rows, then the rest
     for begin, end, n in ((0, last, group), (last, n_rows, n_rows - last)):

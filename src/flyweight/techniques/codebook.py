@@ -23,7 +23,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from flyweight.errors import ConfigError
+from flyweight.forms import Int8
 from flyweight.forms.codes import MAX_CENTRES, Codes
+from flyweight.forms.int8 import int8_rows
 from flyweight.forms.kmeans import STARTS, Granularity, Start, kmeans_codes
 from flyweight.model.linear import Embedding, Linear, mask_of, set_form
 from flyweight.model.nlu import NLUModel
@@ -40,8 +42,8 @@ class Codebook:
 
     encoder: centres in attention and FFN matrices; embeddings: in word and position rows (and the label embeddings of
     a similarity head); heads: in linear heads. Each 2 to 256, or None: that part stays as it is.
-    granularity: row (a table an output row) | group (a table for every `group` rows) | matrix (one table a matrix);
-    above 64 centres the matrix shares one
+    granularity: row (a table an output row; of more than 64 centres 16 rows share one, in embeddings all; 256 int8
+    centres of a row are int8 rows, and stored so) | group (a table for every `group` rows) | matrix (one table)
     activations: int8 (quantized per token, centres rounded to int8) | float
     sensitivity: what an error of a weight counts: plain (1) | fisher (needs labelled training messages)
     start: of Lloyd's iteration: best | linear | kmeans++ | quantile, see flyweight.forms.kmeans
@@ -83,10 +85,12 @@ class Codebook:
             linear = {name: module for name, module, _ in chosen if isinstance(module, Linear)}
             fisher = diagonal_fisher(model, linear, run.data.train, run.loss, run.seed, run.device, run.progress)
 
-        def quantize(item: tuple[str, Any, int]) -> Codes:
+        def quantize(item: tuple[str, Any, int]) -> Codes | Int8:
             name, module, k = item
             w = module.weight.detach().float().cpu().numpy()
             integer = self.activations == "int8" and not isinstance(module, Embedding)
+            if integer and k == MAX_CENTRES and self.granularity == "row":
+                return int8_rows(w)  # all int8 centres that there are
             h = fisher.get(name)
             mask = mask_of(module)
             return kmeans_codes(w, k, self.granularity, integer, h=h, start=self.start, group=self.group, mask=mask)
