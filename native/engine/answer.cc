@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <numeric>
 
 #include "engine/cpu.h"
 
@@ -25,16 +24,17 @@ bool Answer::decode(const float* intent, int n_intents, float temperature, const
   for (const double x : probabilities_) top = std::max(top, x);
   double total = 0;
   for (double& x : probabilities_) total += x = std::exp(x - top);
-  for (double& x : probabilities_) x /= total;
-  order.resize(std::size_t(n_intents));
-  std::iota(order.begin(), order.end(), 0);
+  ranked_.clear();
+  for (int i = 0; i < n_intents; ++i) ranked_.emplace_back(probabilities_[std::size_t(i)] / total, i);
   // Equal confidences in index order: what a stable sort gives, without its memory.
-  std::sort(order.begin(), order.end(), [&](int a, int b) {
-    const double p = probabilities_[std::size_t(a)], q = probabilities_[std::size_t(b)];
-    return p != q ? p > q : a < b;
-  });
+  std::sort(ranked_.begin(), ranked_.end(),
+            [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
+  order.clear();
   confidences.clear();
-  for (const int i : order) confidences.push_back(probabilities_[std::size_t(i)]);
+  for (const auto& [p, i] : ranked_) {
+    order.push_back(i);
+    confidences.push_back(p);
+  }
 
   // Viterbi: I-x follows only B-x or I-x, any other tag the best one; ties take the lower index, B before I.
   path.assign(std::size_t(n_words), 0);

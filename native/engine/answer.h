@@ -1,6 +1,7 @@
 // Logits -> answer of one message: confidences in rank order, and the best legal tag of each word.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 namespace flyweight {
@@ -15,6 +16,7 @@ struct Answer {
 
  private:
   std::vector<double> probabilities_, score_, carried_;
+  std::vector<std::pair<double, int>> ranked_;
   std::vector<int> parents_;
 };
 
