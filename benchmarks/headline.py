@@ -169,15 +169,14 @@ def answers_of(c: Contender, messages: Sequence[Message]) -> list[Any]:
         with single_thread(), bar(f"asking {c.name}", len(texts), show=True) as advance:
             return ask(c.model, texts, advance)
 
-    return asked() if c.weights is None else remembered(c.name, [c.weights, c.path], texts, asked)
+    return asked() if c.weights is None else remembered(c.name, [p for p in (c.weights, c.path) if p], texts, asked)
 
 
 def targets(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What each of the headline's sentences may say over the sets that have been measured."""
     found = []
     for label, target in TARGETS.items():
-        of_sets = [_target_on_set(label, each) for each in sets]
-        of_sets = [each for each in of_sets if each is not None]
+        of_sets = [x for each in sets if (x := _target_on_set(label, each)) is not None]
         if not of_sets:
             continue
         spans = [x["losses"]["span_f1"] for x in of_sets if "span_f1" in x["losses"]]

@@ -114,7 +114,7 @@ def open_torch(folder: Path, texts: Sequence[str], lengths: Sequence[int]) -> tu
 def open_onnx(folder: Path, texts: Sequence[str], lengths: Sequence[int]) -> tuple[Call, Path]:
     """ONNX Runtime's own dynamic int8, any length."""
     path = onnx_file(folder, "int8-channel")
-    session = peers.ort_session(path, 1)
+    session: Any = peers.ort_session(path, 1)
 
     def call(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return outputs(session.run(None, {"ids": ids[None].astype(np.int64, copy=False)}), len(ids))

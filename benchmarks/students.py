@@ -66,7 +66,7 @@ def draw(measured: dict[str, Any], folder: Path = CHARTS) -> Path:
     for i, (family, line) in enumerate(lines.items()):
         at = [(r["times"]["mean_ms"], r["quality"][metric]) for r in line]
         ax.plot(*zip(*at, strict=True), "o-", color=COLOURS[family], markersize=4, linewidth=1.5, label=family)
-        style = {"fontsize": 7, "color": COLOURS[family], "ha": ("left", "right")[i % 2]}
+        style: dict[str, Any] = {"fontsize": 7, "color": COLOURS[family], "ha": ("left", "right")[i % 2]}
         for r, xy in zip(line, at, strict=True):
             ax.annotate(r["label"].removeprefix(f"{family} "), xy, PLACES[i % 2], textcoords="offset points", **style)
     families = ax.legend(loc="lower right", fontsize=8, title="taught alike, Flyweight int8", title_fontsize=8)
@@ -75,8 +75,12 @@ def draw(measured: dict[str, Any], folder: Path = CHARTS) -> Path:
         model, runtime = model_and_runtime(r)
         title = model if model == CLASSIC else f"{model}, {runtime}"
         xy = r["times"]["mean_ms"], r["quality"][metric]
-        style = {"color": ANCHOR_COLOURS[model], "markersize": 9 if model == CLASSIC else 6, "alpha": 0.8}
-        dots += ax.plot(*xy, MARKERS[runtime], label=title, linestyle="none", **style)
+        look: dict[str, Any] = {
+            "color": ANCHOR_COLOURS[model],
+            "markersize": 9 if model == CLASSIC else 6,
+            "alpha": 0.8,
+        }
+        dots += ax.plot(*xy, MARKERS[runtime], label=title, linestyle="none", **look)
     ax.add_artist(families)
     figure.legend(handles=dots, loc="outside right center", fontsize=8, frameon=False)
     marks(ax, measured, metric)
