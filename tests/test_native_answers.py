@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,23 @@ def test_answers_are_those_of_python(shape: str, temperature: float, tiny_data: 
     assert answers == [engine.answers(parser.tokenizer.native, [text], temperature)[0] for text in texts]
 
 
+@pytest.mark.parametrize(("shape", "threshold"), [("plain", 0.0), ("plain", 0.5), ("entities only", 0.3)])
+def test_parse_results_are_those_of_answers(shape: str, threshold: float, tiny_data: NLUData, like: NLUModel) -> None:
+    """Made without an Entity or a Decoded between; with roles, groups, synonyms and fallbacks."""
+    parser = Parser(artifact_of(packed(like, shape, "int8 row", std=0.4)), threshold=threshold)
+    names = ("place#from", "place##first", "time#to#last", "name")[: len(parser.labels.entity_labels)]
+    words = {word.lower(): word.upper() for m in tiny_data.messages for word in m.text.split()[::2]}
+    parser.labels = replace(parser.labels, entity_labels=names, synonyms=words)
+    texts = odd_texts(tiny_data)
+    wanted = [answer.to_dict() for answer in parser.answers(texts)]
+    assert parser.parse_batch(texts) == wanted
+    assert [parser.parse(text) for text in texts] == wanted
+    found = [entity for result in wanted for entity in result["entities"]]
+    assert {"role", "group"} <= {key for entity in found for key in entity}
+    assert any(entity["value"].isupper() for entity in found)
+    assert any(entity["end"] - entity["start"] > len(max(words, key=len)) for entity in found)  # of several words
+
+
 def test_ties_take_the_lower_index(like: NLUModel) -> None:
     whole = artifact_of(packed(like, "plain", "float32"))
     tags = np.array([1, 1, 2, 0, 2, 1, 2, 0, 0], np.float32)
@@ -85,7 +103,12 @@ def test_what_cannot_be_answered_is_refused(like: NLUModel) -> None:
         with pytest.raises(ValueError, match=r"^temperature is \S+; allowed: above 0$"):
             engine.answers(tokenizer, ["hello"], temperature)
     assert engine.answers(tokenizer, [], 1.0) == []
+    names = like.labels.intents
     for text in (None, 3, ["hello"]):
         with pytest.raises(TypeError, match="a message is str"):
             engine.answers(tokenizer, ["hello", text], 1.0)
+        with pytest.raises(TypeError, match="a message is str"):
+            engine.rankings(names, tokenizer, ["hello", text], 1.0)
+    with pytest.raises(ValueError, match=f"^{len(names) - 1} names for {len(names)} intents$"):
+        engine.rankings(names[1:], tokenizer, ["hello"], 1.0)
     assert len(engine.answers(tokenizer, ["hello"], 1e-30, 2)) == 1  # infinite logits over it: no answer, no crash

@@ -95,7 +95,7 @@ MISFITS: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any], s
     "no such pooling": (
         "plain",
         lambda m, _: m.update(pooling="cls+swish"),
-        r"mean, cls, cls\+tanh, cls\+relu, cls\+gelu",
+        r"mean, max, cls, cls\+tanh, cls\+relu, cls\+gelu",
     ),
     "no labels": ("plain", lambda m, _: m["labels"].update(intents=[], entity_labels=[]), "neither intents nor entity"),
     "a label without a row": (
@@ -152,8 +152,10 @@ def test_a_long_batch_is_computed_in_slices(
     monkeypatch.setattr(parser, "SLICE", 3)
     sizes: list[int] = []
     if isinstance(nlu.engine, native.Native):
-        real = nlu.engine.answers
-        monkeypatch.setattr(nlu.engine, "answers", lambda t, part, c: sizes.append(len(part)) or real(t, part, c))
+        real = nlu.engine.rankings
+        monkeypatch.setattr(
+            nlu.engine, "rankings", lambda names, t, part, c: sizes.append(len(part)) or real(names, t, part, c)
+        )
     assert nlu.parse_batch(texts) == whole == [nlu.parse(text) for text in texts]
     assert sizes[:4] == ([3, 3, 3, 1] if engine == "native" else [])
     assert nlu.parse_batch([]) == []

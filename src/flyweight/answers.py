@@ -77,7 +77,11 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Rasa's parse result: text, intent, intent_ranking (best first), entities."""
-        return parse_result(self.text, self.ranking(), self.entities)
+        found = [
+            entity_item(self.text, e.start, e.end, (e.entity, e.role or "", e.group or ""), e.value)
+            for e in self.entities
+        ]
+        return parse_result(self.text, self.ranking(), found)
 
 
 NO_INTENT: dict[str, Any] = {"name": None, "confidence": 0.0}
@@ -100,13 +104,19 @@ def with_fallback(ranking: list[dict[str, Any]], threshold: float) -> list[dict[
     return [first, *(r for r in ranking if r is not own)]
 
 
-def parse_result(text: str, ranking: list[dict[str, Any]], found: Sequence[Entity]) -> dict[str, Any]:
-    """Rasa's parse result from the ranked intents and the entities of one message."""
-    entities = []
-    for e in found:
-        item = {"entity": e.entity, "start": e.start, "end": e.end, "value": e.value or text[e.start : e.end]}
-        item |= {k: v for k, v in (("role", e.role), ("group", e.group)) if v}
-        entities.append(item)
+def entity_item(text: str, start: int, end: int, parts: tuple[str, str, str], value: str | None) -> dict[str, Any]:
+    """Of Rasa's parse result. parts: entity, role, group, the last two "" where there is none."""
+    entity, role, group = parts
+    item: dict[str, Any] = {"entity": entity, "start": start, "end": end, "value": value or text[start:end]}
+    if role:
+        item["role"] = role
+    if group:
+        item["group"] = group
+    return item
+
+
+def parse_result(text: str, ranking: list[dict[str, Any]], entities: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rasa's parse result from the ranked intents and the `entity_item`s of one message."""
     return {
         "text": text,
         "intent": ranking[0] if ranking else NO_INTENT,
@@ -156,6 +166,23 @@ class Labels:
         names = self.tags
         found = tags_to_spans(words, [names[i] for i in path])
         return tuple(replace(e, value=self.synonyms.get(text[e.start : e.end].lower())) for e in found)
+
+    def items(self, text: str, words: Sequence[Span], path: Sequence[int]) -> list[dict[str, Any]]:
+        """The same as `entity_item`s, of a legal path: B opens an entity, I goes on with it."""
+        spans: list[tuple[int, int, int]] = []  # start, end, number of B
+        for (start, end), tag in zip(words, path, strict=True):
+            if tag & 1:
+                spans.append((start, end, tag))
+            elif tag:
+                spans[-1] = (spans[-1][0], end, tag - 1)
+        value, parts = self.synonyms.get, self._parts
+        return [entity_item(text, s, e, parts[tag >> 1], value(text[s:e].lower())) for s, e, tag in spans]
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, str, str]]:
+        """Entity, role and group of each label."""
+        split = [(*label.split("#"), "", "") for label in self.entity_labels]
+        return [(names[0], names[1], names[2]) for names in split]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ MAX_SPARSE_COLUMNS = 4096  # kernels.h
 BUILD_HINT = "install a C++ compiler, then: pip install --force-reinstall --no-deps flyweight"
 
 Decoded = tuple[list[int], list[float], list[Span], list[int]]  # order, confidences, words, path
+Ranked = tuple[list[dict[str, Any]], list[Span], list[int]]  # intents, words, path
 
 
 class Native:
@@ -91,6 +92,16 @@ class Native:
         """
         try:
             found: list[Decoded | None] = self._engine.answers(tokenizer, list(texts), temperature, self.threads)
+        except ValueError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+        return found
+
+    def rankings(
+        self, names: tuple[str, ...], tokenizer: Any, texts: Sequence[str], temperature: float
+    ) -> list[Ranked | None]:
+        """The same with {"name", "confidence"} of each intent, best first, in place of numbers; names: of intents."""
+        try:
+            found: list[Ranked | None] = self._engine.rankings(names, tokenizer, list(texts), temperature, self.threads)
         except ValueError as error:
             raise ArtifactError(f"{self.path}: {error}") from error
         return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from flyweight.artifact import NUMERICS_VERSION, Artifact, read
 from flyweight.data.splits import check_share
 from flyweight.errors import ArtifactError, CheckpointError, ConfigError, FlyweightWarning, ParityError
 from flyweight.runtime import native
-from flyweight.runtime.native import Decoded, Native
+from flyweight.runtime.native import Native
 from flyweight.runtime.parts import check_model
 from flyweight.runtime.reference import GoldenCheck, Reference, rms_difference
 from flyweight.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ from flyweight.tokenizer import Tokenizer
 EngineName = Literal["auto", "native", "numpy"]
 BUNDLED = "assistant"  # the model inside the package: made from the embedded data set by benchmarks/bundled.py
 BUNDLED_FILE = Path(__file__).parent.parent / "data" / "assistant" / "assistant.fly"
+T = TypeVar("T")
 SLICE = 256  # messages of one native call: between calls Ctrl-C is heard, and memory stays small
 
 
@@ -52,8 +54,8 @@ class Parser:
     def answers(self, texts: Sequence[str]) -> list[Answer]:
         """One answer a message, in order."""
         found = []
-        if (decoded := self._decoded(texts)) is not None:
-            for text, (order, confidences, words, path) in zip(texts, decoded, strict=True):
+        if (engine := self._native()) is not None:
+            for text, (order, confidences, words, path) in self._decoded(texts, engine.answers):
                 probabilities = np.empty(len(order))
                 probabilities[order] = confidences
                 entities = self.labels.entities(text, words, path)
@@ -72,28 +74,29 @@ class Parser:
 
     def parse_batch(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """`parse` of several messages."""
-        if (decoded := self._decoded(texts)) is None:
+        if (engine := self._native()) is None:
             return [answer.to_dict() for answer in self.answers(texts)]
-        names, found = self.labels.intents, []
-        for text, (order, confidences, words, path) in zip(texts, decoded, strict=True):
-            ranking = [{"name": names[i], "confidence": p} for i, p in zip(order, confidences, strict=True)]
-            ranking = with_fallback(ranking, self.labels.threshold)
-            found.append(parse_result(text, ranking, self.labels.entities(text, words, path) if path else ()))
+        labels, found = self.labels, []
+        for text, (ranking, words, path) in self._decoded(texts, partial(engine.rankings, labels.intents)):
+            if labels.threshold:
+                ranking = with_fallback(ranking, labels.threshold)
+            found.append(parse_result(text, ranking, labels.items(text, words, path) if path else []))
         return found
 
-    def _decoded(self, texts: Sequence[str]) -> list[Decoded] | None:
-        """Answers in numbers where engine and tokenizer are both native; None elsewhere. Errors: ParityError."""
-        if not isinstance(self.engine, Native) or self.tokenizer.native is None:
-            return None
-        found = []
+    def _native(self) -> Native | None:
+        """The engine where it and the tokenizer are both native: text in, answer out in one call."""
+        return self.engine if isinstance(self.engine, Native) and self.tokenizer.native is not None else None
+
+    def _decoded(
+        self, texts: Sequence[str], ask: Callable[[Any, Sequence[str], float], list[T | None]]
+    ) -> Iterator[tuple[str, T]]:
+        """Each message and what a native call says to it. Errors: ParityError."""
         for start in range(0, len(texts), SLICE):
             part = texts[start : start + SLICE]
-            decoded = self.engine.answers(self.tokenizer.native, part, self.labels.temperature)
-            for text, one in zip(part, decoded, strict=True):
+            for text, one in zip(part, ask(self.tokenizer.native, part, self.labels.temperature), strict=True):
                 if one is None:
                     raise self._damaged(text)
-                found.append(one)
-        return found
+                yield text, one
 
     def _damaged(self, text: str) -> ParityError:
         return ParityError(f"{self.artifact.path}: logits of {text!r} are not finite; the model is damaged")
