@@ -14,7 +14,7 @@ import flyweight
 from flyweight.cli.main import app
 
 VERBS = [
-    *("train", "import", "compress", "recipes", "evaluate", "bench", "sensitivity", "survival"),
+    *("train", "import", "compress", "recipes", "evaluate", "bench", "sensitivity", "suggest", "survival"),
     *("parse", "inspect", "verify", "pack", "unpack", "demo", "doctor"),
 ]
 

@@ -9,7 +9,7 @@ import warnings
 import typer
 
 from flyweight import __version__
-from flyweight.cli import analyse, answer, build, compress, data, measure, survival, transport
+from flyweight.cli import analyse, answer, build, compress, data, measure, suggest, survival, transport
 from flyweight.errors import FlyweightError, FlyweightWarning
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's way
@@ -29,6 +29,7 @@ app.command("recipes")(compress.recipes)
 app.command("evaluate")(measure.evaluate)
 app.command("bench")(measure.bench)
 app.command("sensitivity")(analyse.sensitivity)
+app.command("suggest")(suggest.suggest)
 app.command("survival")(survival.survival)
 app.command("parse")(answer.parse)
 app.command("inspect")(answer.inspect)
