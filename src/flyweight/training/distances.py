@@ -109,7 +109,8 @@ def attention(c: Compared) -> Tensor:
         rows = [torch.softmax(s.float(), dim=-1) for s in (ours, theirs)]
         if ours.shape[1] != theirs.shape[1]:
             rows = [r.mean(dim=1, keepdim=True) for r in rows]
-        found.append(divergence_of_rows(*(r.clamp_min(1e-12).log() for r in rows), c.mask))
+        a, b = (r.clamp_min(1e-12).log() for r in rows)
+        found.append(divergence_of_rows(a, b, c.mask))
     return sum_of(found)
 
 
@@ -119,9 +120,11 @@ def relations(c: Compared) -> Tensor:
     X_r (T, d_r): Q, K or V of all heads side by side, cut into as many relation heads for both: whatever heads, widths
     and depths they have. MiniLMv2, Wang et al. 2020, arXiv:2012.15828.
     """
-    return sum_of(
-        divergence_of_rows(*(F.log_softmax(s.float(), dim=-1) for s in pair), c.mask) for pair in c.scores["relations"]
-    )
+    found = []
+    for ours, theirs in c.scores["relations"]:
+        a, b = (F.log_softmax(s.float(), dim=-1) for s in (ours, theirs))
+        found.append(divergence_of_rows(a, b, c.mask))
+    return sum_of(found)
 
 
 LOSSES: dict[str, Callable[[Compared], Tensor]] = {
