@@ -46,7 +46,7 @@ def bare_lstm(hidden: int) -> LSTMLayer:
 
 
 def test_lstm_by_hand() -> None:
-    layer = bare_lstm(2)  # one unit a direction
+    layer = bare_lstm(2).eval()  # one unit a direction
     assert layer.input.bias is not None
     with torch.no_grad():
         for weight in (layer.input.weight, layer.ahead.weight, layer.back.weight):
@@ -68,7 +68,7 @@ def test_lstm_by_hand() -> None:
 
 def test_recurrent_weights_by_hand() -> None:
     """R is 0 but at g, where R h_1 = ln 3 / 2."""
-    layer = bare_lstm(2)
+    layer = bare_lstm(2).eval()
     assert layer.input.bias is not None
     h1 = 0.75 * math.tanh(0.5 * 0.5)
     with torch.no_grad():
@@ -81,11 +81,12 @@ def test_recurrent_weights_by_hand() -> None:
     assert np.allclose(y[0, :, 0].tolist(), [h1, 0.75 * math.tanh(21 / 40)], atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [True, False])  # training with floats is torch's own LSTM
 @pytest.mark.parametrize("lengths", [[7, 3, 1, 7], [1], [5, 5]])
-def test_lstm_and_its_gradients_are_those_of_torch(lengths: list[int]) -> None:
+def test_lstm_and_its_gradients_are_those_of_torch(lengths: list[int], training: bool) -> None:
     torch.manual_seed(0)
     B, T, D, u = len(lengths), max(lengths), 10, 5
-    layer, other = bare_lstm(D), nn.LSTM(D, u, bidirectional=True, batch_first=True)
+    layer, other = bare_lstm(D).train(training), nn.LSTM(D, u, bidirectional=True, batch_first=True)
     assert layer.input.bias is not None
     with torch.no_grad():
         for name, found in (
@@ -203,7 +204,9 @@ def test_columns_of_a_convolution_are_neighbour_major() -> None:
 # padding ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [LSTMLayer(6, 1e-12), ConvolutionLayer(6, 5, torch.tanh, 1e-12)])
+@pytest.mark.parametrize(
+    "layer", [LSTMLayer(6, 1e-12), LSTMLayer(6, 1e-12).eval(), ConvolutionLayer(6, 5, torch.tanh, 1e-12)]
+)
 def test_padding_is_never_read(layer: nn.Module) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 6, 6)

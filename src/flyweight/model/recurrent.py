@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from flyweight.artifact import RECURRENT_STEP
 from flyweight.model.linear import STEPS, Linear, Recurrent
@@ -52,11 +53,41 @@ class LSTMLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, buckets: Tensor | None, dropout: float) -> Tensor:
         """x (B, T, D), mask (B, 1, 1, T) additive float: 0 for real tokens; buckets are not looked at -> (B, T, D)."""
-        order = _reversed((mask[:, 0, 0] == 0).sum(dim=1), x.shape[1])
-        weights = torch.stack([self.ahead.simulated(), self.back.simulated()])  # (2, 4u, u)
-        y: Tensor = _BothDirections.apply(self.input(x), weights, order, (self.ahead.rounds, self.back.rounds))
-        self._show(y, order)
+        lengths = (mask[:, 0, 0] == 0).sum(dim=1)
+        if self._only_floats():
+            y = self._by_torch(x, lengths)
+        else:
+            order = _reversed(lengths, x.shape[1])
+            weights = torch.stack([self.ahead.simulated(), self.back.simulated()])  # (2, 4u, u)
+            y = _BothDirections.apply(self.input(x), weights, order, (self.ahead.rounds, self.back.rounds))
+            self._show(y, order)
         return self.norm(x + F.dropout(y, dropout, self.training))
+
+    def _only_floats(self) -> bool:
+        """Whether torch's own LSTM will do: h is not rounded, and nobody watches the matrices."""
+        matrices = [module for _, module in self.matrices()]
+        watched = any(m._forward_pre_hooks or m._forward_hooks for m in matrices)
+        return self.training and not (watched or self.ahead.rounds or self.back.rounds)
+
+    def _by_torch(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x (B, T, D) -> h (B, T, 2u), by torch's LSTM: it trains in half the time (128 x 32 messages: 3.5 ms)."""
+        B, T, u = x.shape[0], x.shape[1], self.ahead.weight.shape[1]
+        assert self.input.bias is not None
+        with torch.autocast(x.device.type, enabled=False):
+            inputs, biases = self.input.simulated().split(4 * u), self.input.bias.split(4 * u)
+            none, start = x.new_zeros(4 * u, dtype=torch.float32), x.new_zeros(2, B, u, dtype=torch.float32)
+            weights: list[Tensor] = []
+            for of_input, bias, recurrent in zip(inputs, biases, (self.ahead, self.back), strict=True):
+                weights += [of_input, recurrent.simulated(), bias, none]
+            given = self.input.multiplied(x).float()
+            packed = pack_padded_sequence(given, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            states, settings = (
+                (start, start),
+                (True, 1, 0.0, True, True),
+            )  # biases, layers, dropout, training, both ways
+            y = torch._VF.lstm(packed.data, packed.batch_sizes, states, weights, *settings)[0]
+            back = PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+            return pad_packed_sequence(back, batch_first=True, total_length=T)[0]
 
     def _show(self, y: Tensor, order: Tensor) -> None:
         """Call the recurrent matrices that somebody watches, on all h_{t-1} (B, T, u) that they have multiplied."""
@@ -86,64 +117,91 @@ class _BothDirections(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, weights: Tensor, order: Tensor, rounds: tuple[bool, bool]) -> Tensor:
         with torch.autocast(a.device.type, enabled=False):
-            B, T, u = a.shape[0], a.shape[1], weights.shape[2]
-            R = weights.float()
-            z = _by_token(a.float(), order)  # (T, 2, B, 4u): gates, in the end
-            c = z.new_zeros(T + 1, 2, B, u)
-            h = z.new_zeros(T + 1, 2, B, u)  # as it is multiplied in the next step
-            y = z.new_empty(T, 2, B, u)
+            (B, T), u = order.shape, weights.shape[2]
+            R, rows = weights.float(), _Rows(order)
+            z = rows.by_token(a.float())  # (T, 2, B, 4u): gates, in the end
+            c, tanh_c, y = torch.empty(3, T, 2, B, u, device=a.device)
+            h = torch.empty_like(y) if any(rounds) else y  # as it is multiplied in the next step
+            gates, sigmoids, (i, f, g, o) = z.unbind(), z[..., : 2 * u].unbind(), (p.unbind() for p in z.split(u, -1))
             transposed = R.transpose(1, 2)
             for t in range(T):
-                gates = z[t].baddbmm_(h[t], transposed)
-                gates[..., : 2 * u].sigmoid_()
-                gates[..., 2 * u : 3 * u].tanh_()
-                gates[..., 3 * u :].sigmoid_()
-                i, f, g, o = gates.split(u, dim=-1)
-                torch.mul(f, c[t], out=c[t + 1]).addcmul_(i, g)
-                torch.tanh(c[t + 1], out=y[t]).mul_(o)
-                h[t + 1] = y[t]
-                for direction in (0, 1):
-                    if rounds[direction]:
-                        h[t + 1, direction].mul_(STEPS).round_().mul_(RECURRENT_STEP)
-            ctx.save_for_backward(z, c, h, R, order)
+                if t:
+                    gates[t].baddbmm_(h[t - 1], transposed)
+                sigmoids[t].sigmoid_()
+                g[t].tanh_()
+                o[t].sigmoid_()
+                torch.mul(i[t], g[t], out=c[t])
+                if t:
+                    c[t].addcmul_(f[t], c[t - 1])
+                torch.mul(torch.tanh(c[t], out=tanh_c[t]), o[t], out=y[t])
+                if any(rounds):
+                    _round(y[t], rounds, h[t])
+            ctx.save_for_backward(z, c, tanh_c, h, R, order)
             ctx.dtypes = a.dtype, weights.dtype
-            return _by_message(y, order)
+            return rows.by_message(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        z, c, h, R, order = ctx.saved_tensors
-        T, u = z.shape[0], R.shape[2]
+        z, c, tanh_c, h, R, order = ctx.saved_tensors
+        T, u, rows = z.shape[0], R.shape[2], _Rows(order)
         with torch.autocast(z.device.type, enabled=False):
-            dy = _by_token(grads[0].float(), order)  # (T, 2, B, u)
+            dy = rows.by_token(grads[0].float())  # (T, 2, B, u)
             i, f, g, o = z.split(u, dim=-1)
-            tanh_c = c[1:].tanh()
-            # dL/dz is dL/dc times the first three, dL/dh times the fourth; dL/dc gets dL/dh times `through`.
-            of_c = torch.stack([g * i * (1 - i), c[:-1] * f * (1 - f), i * (1 - g * g)], dim=-2)  # (T, 2, B, 3, u)
-            of_h = tanh_c * o * (1 - o)
-            through = o * (1 - tanh_c * tanh_c)
+            # First what dL/dc (of i, f, g) and dL/dh (of o) are multiplied by to be dL/dz, then that.
             dz = torch.empty_like(z)
+            di, df, dg, do = dz.split(u, dim=-1)
+            torch.mul(_slope(i), g, out=di)
+            torch.mul(_slope(f[1:]), c[:-1], out=df[1:])
+            df[0].zero_()
+            torch.mul(1 - g * g, i, out=dg)
+            torch.mul(_slope(o), tanh_c, out=do)
+            through = o * (1 - tanh_c * tanh_c)  # dL/dh of which goes on to c
+            of_c, of_h, f_at = dz[..., : 3 * u].unflatten(-1, (3, u)).unbind(), do.unbind(), f.unbind()
             dh, dc = dy[T - 1], torch.zeros_like(dy[0])
             for t in range(T - 1, -1, -1):
-                dc = dc.addcmul(dh, through[t])
-                torch.mul(of_c[t], dc[..., None, :], out=dz[t, ..., : 3 * u].unflatten(-1, (3, u)))
-                torch.mul(of_h[t], dh, out=dz[t, ..., 3 * u :])
+                dc = dc.addcmul_(dh, through[t])
+                of_c[t].mul_(dc[..., None, :])
+                of_h[t].mul_(dh)
                 if t:
-                    dh = torch.baddbmm(dy[t - 1], dz[t], R)
-                    dc = dc * f[t]
-            rows = dz.transpose(0, 1).flatten(1, 2)  # (2, T B, 4u)
-            before = h[:-1].transpose(0, 1).flatten(1, 2)  # (2, T B, u)
-            found = rows.transpose(1, 2) @ before
-            return _by_message(dz, order).to(ctx.dtypes[0]), found.to(ctx.dtypes[1]), None, None
+                    dh = dy[t - 1].baddbmm_(dz[t], R)
+                    dc.mul_(f_at[t])
+            later = dz[1:].transpose(0, 1).flatten(1, 2)  # (2, (T - 1) B, 4u)
+            before = h[:-1].transpose(0, 1).flatten(1, 2)  # (2, (T - 1) B, u)
+            found = later.transpose(1, 2) @ before
+            return rows.by_message(dz).to(ctx.dtypes[0]), found.to(ctx.dtypes[1]), None, None
 
 
-def _by_token(x: Tensor, order: Tensor) -> Tensor:
-    """(B, T, 2n) -> (T, 2, B, n): in the order in which each direction reads."""
-    ahead, back = x.unflatten(-1, (2, -1)).unbind(2)
-    back = back.gather(1, order[..., None].expand_as(back))
-    return torch.stack([ahead, back]).permute(2, 0, 1, 3).contiguous()
+def _slope(sigmoid: Tensor) -> Tensor:
+    """s (1 - s)."""
+    return torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
 
 
-def _by_message(x: Tensor, order: Tensor) -> Tensor:
-    """The inverse of `_by_token`."""
-    ahead, back = x.permute(1, 2, 0, 3)  # (B, T, n) each
-    return torch.cat([ahead, back.gather(1, order[..., None].expand_as(back))], dim=-1)
+def _round(h: Tensor, rounds: tuple[bool, bool], out: Tensor) -> None:
+    """h (2, B, u) as it is multiplied: of the directions that round, in steps of 1/127."""
+    torch.mul(h, STEPS, out=out).round_().mul_(RECURRENT_STEP)
+    for direction in (0, 1):
+        if not rounds[direction]:
+            out[direction] = h[direction]
+
+
+class _Rows:
+    """From messages to the order in which each direction reads, and back: order (B, T) of the backward direction."""
+
+    def __init__(self, order: Tensor):
+        B, T = self.sizes = order.shape
+        b, t = torch.arange(B, device=order.device), torch.arange(T, device=order.device)
+        token = torch.stack([b[:, None] * T + t, b[:, None] * T + order])  # (2, B, T): b T + t
+        place = torch.stack([t[None].expand(B, T), order])  # (2, B, T): when it is read; reversing is its own inverse
+        direction = torch.tensor([0, 1], device=order.device)[:, None, None]
+        self.to_token = (2 * token + direction).permute(2, 0, 1).flatten()  # (T 2 B,)
+        self.to_message = ((2 * place + direction) * B + b[:, None]).permute(1, 2, 0).flatten()  # (B T 2,)
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """(B, T, 2n) -> (T, 2, B, n)."""
+        B, T = self.sizes
+        return x.reshape(2 * B * T, -1).index_select(0, self.to_token).view(T, 2, B, -1)
+
+    def by_message(self, x: Tensor) -> Tensor:
+        """The inverse of `by_token`."""
+        B, T = self.sizes
+        return x.view(2 * B * T, -1).index_select(0, self.to_message).view(B, T, -1)
