@@ -70,7 +70,7 @@ class LSTMLayer(nn.Module):
         return self.training and not (watched or self.ahead.rounds or self.back.rounds)
 
     def _by_torch(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, D) -> h (B, T, 2u), by torch's LSTM: it trains in half the time (128 x 32 messages: 3.5 ms)."""
+        """x (B, T, D) -> h (B, T, 2u), by torch's LSTM: a layer's step in 4.4 ms, not 6.6 (D 128, 32 messages of 15)."""
         B, T, u = x.shape[0], x.shape[1], self.ahead.weight.shape[1]
         assert self.input.bias is not None
         with torch.autocast(x.device.type, enabled=False):
@@ -81,11 +81,8 @@ class LSTMLayer(nn.Module):
                 weights += [of_input, recurrent.simulated(), bias, none]
             given = self.input.multiplied(x).float()
             packed = pack_padded_sequence(given, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            states, settings = (
-                (start, start),
-                (True, 1, 0.0, True, True),
-            )  # biases, layers, dropout, training, both ways
-            y = torch._VF.lstm(packed.data, packed.batch_sizes, states, weights, *settings)[0]
+            settings = (True, 1, 0.0, True, True)  # biases, layers, dropout, training, both directions
+            y = torch._VF.lstm(packed.data, packed.batch_sizes, (start, start), weights, *settings)[0]
             back = PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
             return pad_packed_sequence(back, batch_first=True, total_length=T)[0]
 
