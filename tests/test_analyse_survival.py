@@ -19,7 +19,7 @@ from flyweight.errors import ArtifactError, CheckpointError, ConfigError
 from flyweight.export.fly import save
 from flyweight.model.encoder import LayerShape
 from flyweight.model.nlu import NLUModel
-from flyweight.model.slicing import keep_hidden
+from flyweight.model.slicing import sliced
 from flyweight.model.surgery import keep_heads, keep_layers, keep_neurons
 from flyweight.model.survivors import Survivors, fingerprint, survivors_of
 
@@ -116,7 +116,9 @@ def test_a_parent_with_other_weights(dense: NLUModel, pruned: NLUModel, tmp_path
 
 
 def test_a_narrowed_model_keeps_its_dense_one(dense: NLUModel, tmp_path: Path) -> None:
-    narrow = keep_hidden(dense, range(20), dense.tokenizer.encode_batch(["hello bot", "thank you"]))
+    narrow = sliced(
+        dense, torch.eye(dense.encoder.config.hidden)[:, :20], dense.tokenizer.encode_batch(["hello bot", "thank you"])
+    )
     with pytest.raises(ConfigError, match=r"has all its heads, neurons and layers"):
         survival(save(narrow, tmp_path / "m.fly"))
     assert survival(save(keep_layers(narrow, [0]), tmp_path / "m.fly"), dense).survivors.layers == (0,)

@@ -15,7 +15,7 @@ from flyweight.errors import ConfigError, DataError
 from flyweight.model import slicing
 from flyweight.model.linear import Linear
 from flyweight.model.nlu import NLUModel
-from flyweight.model.slicing import _batches, _fit_norm, _moments, _read, hidden_moments, keep_hidden, sliced
+from flyweight.model.slicing import _batches, _fit_norm, _moments, _read, hidden_moments, sliced
 from flyweight.techniques.hidden_pruning import HiddenPruning
 from flyweight.techniques.int8 import Int8
 
@@ -50,7 +50,7 @@ def test_a_norm_is_fitted_number_by_number() -> None:
 def test_nothing_removed_changes_next_to_nothing(of: str, tiny_model: NLUModel, tiny_data: NLUData) -> None:
     model, texts = variant(tiny_model, of), [m.text for m in tiny_data.train]
     hidden = model.encoder.config.hidden
-    same = keep_hidden(model, range(hidden), model.tokenizer.encode_batch(texts))
+    same = sliced(model, torch.eye(hidden), model.tokenizer.encode_batch(texts))
     size = np.sqrt(np.mean(np.concatenate([a.ravel() for a in all_logits(model, texts)]) ** 2))
     assert rms_gap(same, model, texts) < 0.05 * size  # the damping of twice as many fits as there are layers
 
@@ -69,17 +69,12 @@ def test_any_width_is_a_model(of: str, width: int, tiny_model: NLUModel, tiny_da
     assert all(np.array_equal(a, b) for a, b in zip(before, all_logits(model, texts[:3]), strict=True))
 
 
-def test_what_is_kept_is_checked(tiny_model: NLUModel, tiny_data: NLUData) -> None:
+def test_packed_matrices_are_refused(tiny_model: NLUModel, tiny_data: NLUData) -> None:
     model = variant(tiny_model, "plain")
     encoded = model.tokenizer.encode_batch(["hello"])
-    for kept in ([], [0, 0], [28], [-1]):
-        with pytest.raises(
-            ConfigError, match=f"^{len(kept)} of 28 hidden numbers are to be kept; allowed: 1 or more of 0"
-        ):
-            keep_hidden(model, kept, encoded)
     packed = Int8().apply(model, quiet_run(tiny_data, model))
     with pytest.raises(ConfigError, match=re.escape("prune structure first")):
-        keep_hidden(packed, [0], encoded)
+        sliced(packed, torch.eye(28)[:, :1], encoded)
 
 
 def test_moments_weigh_states_alike(tiny_model: NLUModel) -> None:
@@ -107,7 +102,7 @@ def test_batches_change_nothing(
     encoded, found, moments = model.tokenizer.encode_batch(texts), [], []
     for size in (5, 12):
         monkeypatch.setattr(slicing, "BATCH", size)
-        found.append(keep_hidden(model, range(20), encoded))
+        found.append(sliced(model, torch.eye(model.encoder.config.hidden)[:, :20], encoded))
         moments.append(hidden_moments(model, encoded))
     assert torch.allclose(*moments, atol=1e-5)
     assert rms_gap(*found, texts) < 1e-3

@@ -32,16 +32,6 @@ BATCH = 32  # messages of like length at once
 WHO = "a narrower residual stream"  # for errors
 
 
-def keep_hidden(model: NLUModel, kept: Sequence[int], encoded: Sequence[Encoded]) -> NLUModel:
-    """A new model with these numbers of the residual stream, fitted on messages. Errors: ConfigError as `sliced`."""
-    hidden = model.encoder.config.hidden
-    if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(hidden)):
-        raise ConfigError(
-            f"{len(kept)} of {hidden} hidden numbers are to be kept; allowed: 1 or more of 0 to {hidden - 1}, each once"
-        )
-    return sliced(model, torch.eye(hidden)[:, sorted(kept)], encoded)
-
-
 @torch.no_grad()
 def sliced(model: NLUModel, write: Tensor, encoded: Sequence[Encoded]) -> NLUModel:
     """A new model that writes P^T x: write = P (D, D'). encoded: messages that it is fitted on, in evaluation mode.
