@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_cases import Call, Place, cells_of, write_csv
 
 from flyweight.cli import show
-from flyweight.data import NLUData, load_data, read_messages
+from flyweight.data import Message, NLUData, load_data, read_messages
 from flyweight.data.write import bare, write_parts
 from flyweight.model.nlu import NLUModel
 from flyweight.training.transfer import KINDS
@@ -53,6 +54,30 @@ def test_a_model_gives_mask_and_near_words(parts: Path, tmp_path: Path, call: Ca
         assert all("[MASK]" in text for text in found["kinds"]["mask"]["examples"])
         made.append(found["kinds"]["mask"]["messages"])
     assert min(made) > 20
+
+
+def test_what_is_held_out_does_not_follow_the_seed(tmp_path: Path, call: Call, place: Place) -> None:
+    """Each message has a word of its own: those of messages held out for testing are in nothing that is made."""
+    messages = [Message(f"{verb} in town{i} today", intent=verb) for verb in ("rain", "eat") for i in range(100)]
+    messages = [replace(m, text=m.text.replace("town", f"town{m.intent}")) for m in messages]
+    source = write_csv(tmp_path / "a.csv", messages)
+    held_out = {m.text.split()[2] for m in load_data(source).test}
+    assert len(held_out) == 40
+    for seed in (0, 1, 2):
+        out = tmp_path / f"{seed}.jsonl"
+        done = call("data", "augment", source, "--out", out, "--kind", "splice", "--each", 4, "--seed", seed)
+        assert done.code == 0, done.err
+        used = {word for m in read_messages(out) for word in m.text.split() if word.startswith("town")}
+        assert len(used) > 100
+        assert not used & held_out
+    model = NLUModel.load(place.teacher)
+    model.card.split = {"test": 0.5, "validation": 0.1, "seed": 3}
+    model.save(tmp_path / "bot")
+    held_out = {m.text.split()[2] for m in load_data(source, test=0.5, validation=0.1, seed=3).test}
+    out = tmp_path / "model.jsonl"
+    done = call("data", "augment", source, "--out", out, "--kind", "splice", "--model", tmp_path / "bot", "--each", 4)
+    assert done.code == 0, done.err
+    assert not {word for m in read_messages(out) for word in m.text.split()} & held_out
 
 
 def test_the_same_seed_makes_the_same(parts: Path, tmp_path: Path, call: Call) -> None:

@@ -17,9 +17,20 @@ from flyweight import stages as stages_module
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError
 from flyweight.model.nlu import NLUModel
-from flyweight.receipt import Receipt, all_worse, worse
+from flyweight.receipt import Receipt, Stage, all_worse, worse
 from flyweight.recipe import Recipe, compress, shipped
-from flyweight.stages import Stages, begin, content_hash, data_hash, spent, worth_keeping
+from flyweight.stages import (
+    Stages,
+    begin,
+    content_hash,
+    data_hash,
+    keep_receipt,
+    keep_stage,
+    kept_receipt,
+    kept_stage,
+    spent,
+    worth_keeping,
+)
 from flyweight.techniques import TECHNIQUES
 from flyweight.techniques.codebook import Codebook
 from flyweight.techniques.head_pruning import HeadPruning
@@ -178,6 +189,25 @@ def test_two_processes_make_the_same(tiny_data: NLUData, tiny_model: NLUModel, t
     assert same_bits(found, NLUModel.load(stage / "model"), texts)
 
 
+def test_a_sound_stage_stays_and_a_receipt_needs_one(tiny_model: NLUModel, tmp_path: Path) -> None:
+    """Two processes: what one has finished and measured, the other does not take away."""
+    place = tmp_path / "stages" / "codebook-1"
+    keep_receipt(place, {"of": "nobody"})
+    assert not place.exists()
+    keep_stage(place, Stage(tiny_model, {}, 1.0, 2.0))
+    keep_receipt(place, {"of": "the first"})
+    keep_stage(place, Stage(tiny_model, {}, 9.0, 2.0))
+    found = kept_stage(place)
+    assert found is not None
+    assert (found.minutes, kept_receipt(place)) == (1.0, {"of": "the first"})
+    (place / "stage.json").write_text("{")
+    keep_stage(place, Stage(tiny_model, {}, 9.0, 2.0))
+    found = kept_stage(place)
+    assert found is not None
+    assert (found.minutes, kept_receipt(place)) == (9.0, None)
+    assert [p.name for p in place.parent.iterdir()] == ["codebook-1"]
+
+
 # keys ----------------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +250,8 @@ def test_the_key_holds_all_that_decides(tiny_data: NLUData, tiny_model: NLUModel
     assert Stages(None, tiny_data, tiny_model, 0).place(CODES, tiny_model, quiet_run(tiny_data, tiny_model)) is None
 
 
-def test_files_that_a_setting_names_count_by_content(tmp_path: Path) -> None:
+def test_files_that_a_setting_names_count_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     file, folder = tmp_path / "more.txt", tmp_path / "texts"
     file.write_text("hello")
     folder.mkdir()
@@ -228,10 +259,11 @@ def test_files_that_a_setting_names_count_by_content(tmp_path: Path) -> None:
     def settings(of: Any) -> list[Any]:
         step = CODES if of is None else replace(CODES)
         if of is not None:
-            object.__setattr__(step, "activations", of)
+            object.__setattr__(step, "teacher", of)
         return stages_module._settings(step)
 
     assert settings(None)[1] == settings("no such file")[1] == settings("nul\0")[1] == []
+    assert settings("~/more.txt")[1] == settings(str(file))[1] != []
     before = [settings(str(file)), settings(str(folder)), settings((str(file), "no"))]
     file.write_text("hello!")
     (folder / "a.txt").write_text("hi")

@@ -74,6 +74,12 @@ def test_mse_leaves_out_what_the_teacher_never_means() -> None:
     assert float(squared_logits(ours, torch.tensor([[10.0, 4.0, -14.0]])).detach()) > 100
 
 
+@pytest.mark.parametrize("never", [-1e20, -1e30])
+def test_mse_with_classes_that_are_excluded(never: float) -> None:
+    """What a file of logits may hold: -1e30 for a class that is never meant."""
+    assert float(squared_logits(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[10.0, 4.0, never]]))) == 16.0
+
+
 def test_tags_by_hand() -> None:
     tags = torch.tensor([[0.0, LN3], [0.0, LN3]]), torch.zeros(2, 2)
     path = torch.tensor([0, 1])

@@ -53,6 +53,8 @@ def value(loss: DistilledLoss, model: NLUModel, messages: tuple[Message, ...], r
         (4, 2, [(1, 1), (2, 1), (3, 2), (4, 2)], (2, 1)),  # deeper: .5 -> 1 at least, 1, 1.5 -> 2, 2
         (1, 6, [(1, 6)], (1, 3)),
         (0, 6, [(0, 6)], (0, 3)),
+        (1, 1, [(1, 1)], (1, 1)),
+        (1, 0, [(1, 0)], (1, 0)),
     ],
 )
 def test_layers_are_mapped_evenly(ours: int, theirs: int, hidden: list[Any], hints: tuple[int, int]) -> None:

@@ -73,3 +73,9 @@ def test_capitals() -> None:
     assert many(cased, "Now") == {"now", "NOW"}
     assert many(cased, "") == {""}
     assert many(cased, "große") == {"große", "Große"}  # GROSSE would move what follows
+
+
+@pytest.mark.parametrize("text", ["iyi ım var", "thankſ a lot", "let's ask İt is"])
+def test_letters_that_only_fold_to_ours_are_left_alone(text: str) -> None:
+    found = FORM.sub(lambda m: contracted(m[0], np.random.default_rng(0)), text)
+    assert all(word in found for word in text.split() if not word.isascii())

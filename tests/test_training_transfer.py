@@ -43,6 +43,7 @@ def test_none_twice_and_none_that_is_known() -> None:
     assert len(found) == len(set(found))
     assert not {BOOK.text, RAIN.text, "book it rain", ""} & set(found)
     assert "book it rain" in {m.text for m in splices([BOOK, RAIN], 60, seed=1)}
+    assert "book it rain" not in {m.text for m in splices([BOOK, RAIN], 60, seed=1, never=["Book  it RAIN"])}
 
 
 def test_as_many_as_there_are() -> None:

@@ -34,6 +34,7 @@ NUMERICS_VERSION = 1
 LAYOUT = "panels"  # see `matrix_layout` and forms/panels.py
 # By row; all other matrices are multiplied.
 LOOKED_UP = ("embeddings.words", "embeddings.positions", "embeddings.ngrams")
+MAX_WIDTH = 15  # tokens that a convolution sees
 RECURRENT = (".lstm.forward", ".lstm.backward")  # ends of names; they multiply h, in [-1, 1]
 RECURRENT_STEP = float(np.float32(1 / 127))  # of h, where weights are no floats
 ALIGN = 64
@@ -216,6 +217,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with trial.open("xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(trial, path)
     finally:
         trial.unlink(missing_ok=True)

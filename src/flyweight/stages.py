@@ -36,6 +36,7 @@ from flyweight.techniques.room import Run, Technique
 
 RECIPE_VERSION = 1  # raised when the same technique with the same settings makes another model
 RECIPE, SPENT = "recipe.json", "minutes.json"
+NAMES = ("teacher", "text", "base")  # settings that may name a file or a folder
 
 
 class Stages:
@@ -68,8 +69,8 @@ def kept_stage(place: Path | None) -> Stage | None:
 
 
 def keep_stage(place: Path | None, stage: Stage) -> None:
-    """Put a stage in its place, whole; what lies there already is exchanged."""
-    if place is None:
+    """Put a stage in its place, whole, unless another process did so already; what is damaged there moves aside."""
+    if place is None or kept_stage(place) is not None:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     trial = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
@@ -77,12 +78,15 @@ def keep_stage(place: Path | None, stage: Stage) -> None:
         stage.model.save(trial / "model")
         facts = {"minutes": stage.minutes, "peak_memory_mb": stage.peak_memory_mb, "said": stage.said}
         (trial / "stage.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
+        damaged = trial.with_suffix(".damaged")
         try:
+            if place.exists():
+                os.rename(place, damaged)
             os.rename(trial, place)
         except OSError:
             if kept_stage(place) is None:  # else another process was first, with the same
                 raise
+        shutil.rmtree(damaged, ignore_errors=True)
     finally:
         shutil.rmtree(trial, ignore_errors=True)
 
@@ -98,7 +102,7 @@ def kept_receipt(place: Path | None) -> dict[str, Any] | None:
 
 def keep_receipt(place: Path | None, receipt: dict[str, Any]) -> None:
     """Beside the stage."""
-    if place is not None:
+    if place is not None and place.is_dir():
         with whole_file(place / "receipt.json") as file:
             file.write(json.dumps(receipt, indent=1).encode())
 
@@ -174,9 +178,11 @@ def data_hash(data: NLUData) -> str:
 
 
 def _settings(step: Technique) -> list[Any]:
-    """Settings, and the content of files and folders that they name."""
-    named = [v for value in vars(step).values() for v in (value if isinstance(value, (tuple, list)) else [value])]
-    files = [_file_hash(Path(v)) for v in named if isinstance(v, (str, Path)) and os.path.exists(v)]
+    """Settings, and the content of what those in NAMES name where it is a file or a folder."""
+    found = [vars(step)[name] for name in NAMES if name in vars(step)]
+    named = [v for value in found for v in (value if isinstance(value, (tuple, list)) else [value]) if v is not None]
+    paths = [Path(os.path.expanduser(v)) for v in named]
+    files = [_file_hash(path) for path in paths if path.exists()]
     return [json.loads(json.dumps(vars(step), default=str)), files]
 
 

@@ -85,7 +85,7 @@ def suggest(
     folder: str | None = None,
     progress: bool = True,
 ) -> tuple[list[Suggestion], Known]:
-    """Two to five students for a time, the uniform one last; 4 times as fast where neither time nor speed-up is given.
+    """Up to five students for a time, the uniform one last; 4 times as fast where neither time nor speed-up is given.
 
     sensitivity: a sensitivity.json, for the bits. folder: measured times and what is known are kept there, so that an
     interrupted call goes on. Errors: ConfigError for a time that no shape reaches, or both times; DataError without

@@ -60,6 +60,8 @@ def compress(
 
     if (technique is None) == (recipe is None):
         raise ConfigError("give either --technique (once or more) or --recipe")
+    if work is not None and resume:
+        raise ConfigError("--resume is given with --work, where any recipe may go on anyway; leave it out")
     check_out(out, model, "model that is to be compressed", overwrite)
     steps = Recipe.load(recipe) if recipe else Recipe.parse(technique or [])
     teacher = NLUModel.load(model)

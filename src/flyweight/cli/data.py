@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from flyweight.cli import show
-from flyweight.cli.measure import open_model
+from flyweight.cli.measure import open_model, origin
 from flyweight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -168,7 +168,10 @@ def augment(
     examples: Annotated[int, typer.Option(min=0, help="Examples shown of each kind.")] = 3,
     test: Annotated[float, typer.Option(help="Share held out for testing, where the data bring no test part.")] = 0.2,
     validation: Annotated[float, typer.Option(help="Share of the rest held out for choosing, likewise.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is held out, and of what is made.")] = 0,
+    split_seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of what is held out: the seed that train was given.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of what is made.")] = 0,
     text_column: show.TextColumn = None,
     intent_column: show.IntentColumn = None,
     overwrite: show.Overwrite = False,
@@ -176,7 +179,9 @@ def augment(
 ) -> None:
     """Make new messages of the training messages, for a teacher to answer; none is a validation or test message.
 
-    Kinds that keep what a message says (slot, typo, contraction, case) keep its labels; the others have none.
+    What is held out for testing is what train held out: with --model as it says, else by --test, --validation and
+    --split-seed. Kinds that keep what a message says (slot, typo, contraction, case) keep its labels; the others have
+    none.
 
     [bold]Examples[/bold]
 
@@ -184,16 +189,18 @@ def augment(
 
     flyweight data augment nlu.yml --out typos.jsonl --kind typo --model bot.fly
     """
-    from flyweight.data.load import load_data
+    from flyweight.data.load import load_data, recorded_split
     from flyweight.data.messages import NLUData
     from flyweight.data.write import write_file
     from flyweight.training.transfer import KINDS, made
 
-    data = load_data(
-        path, test=test, validation=validation, seed=seed, text_column=text_column, intent_column=intent_column
-    )
+    vectors: WordVectors | None = None
+    split: dict[str, Any] = {"test": test, "validation": validation, "seed": split_seed}
+    if model:
+        vectors, recorded = _words_and_split(model)
+        split = recorded_split(recorded)
+    data = load_data(path, **split, text_column=text_column, intent_column=intent_column)
     never = [m.text for m in (*data.validation, *data.test)]
-    vectors = _vectors(model) if model else None
     pairs = list(made(data.train, each * len(data.train), seed, never, kind or KINDS, vectors))
     if not pairs:
         names = ", ".join(kind or KINDS)
@@ -210,16 +217,19 @@ def augment(
     show.print_table(["kind", "messages", "examples"], rows, f"{written}: {len(pairs)} messages")
 
 
-def _vectors(path: Path) -> WordVectors:
-    """The words of a .fly file or a model folder. Errors: FlyweightError."""
+def _words_and_split(path: Path) -> tuple[WordVectors, dict[str, Any]]:
+    """Of a .fly file or a model folder: its words, and what its training held out. Errors: FlyweightError."""
     from flyweight.training.substitutes import word_vectors
 
-    model: Any = open_model(path).model
+    opened = open_model(path)
+    model: Any = opened.model
     if hasattr(model, "artifact"):
-        return word_vectors(model.tokenizer, model.artifact.form("embeddings.words").dense())
-    if not hasattr(model, "encoder"):
+        rows = model.artifact.form("embeddings.words").dense()
+    elif hasattr(model, "encoder"):
+        rows = model.encoder.words.weight.detach().numpy()
+    else:
         raise ConfigError(f"--model is {path}, which has no words; allowed: a .fly file, a model folder, 'assistant'")
-    return word_vectors(model.tokenizer, model.encoder.words.weight.detach().numpy())
+    return word_vectors(model.tokenizer, rows), origin(opened)[1]
 
 
 def _form(name: str | None) -> Form | None:

@@ -44,7 +44,7 @@ def evaluate(
     if part not in get_args(Part):
         raise ConfigError(f"--part is '{part}'; allowed: {', '.join(get_args(Part))}")
     child = open_model(model)
-    seen, split = _origin(child)
+    seen, split = origin(child)
     asked = evaluation_messages(
         data,
         cast(Part, part),
@@ -194,7 +194,7 @@ def open_model(path: Path) -> Contender:
     return Contender(str(path), "PyTorch", NLUModel.load(path), path)
 
 
-def _origin(contender: Contender) -> tuple[str, dict[str, float]]:
+def origin(contender: Contender) -> tuple[str, dict[str, float]]:
     """Memory of the training messages (empty in models made before there was one), and how the test part was split."""
     model: Any = contender.model
     if hasattr(model, "artifact"):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flyweight.artifact import MAX_WIDTH
 from flyweight.errors import CheckpointError, ConfigError
 from flyweight.model import integers
 from flyweight.model.convolution import ConvolutionLayer
@@ -31,9 +32,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-
-
-MAX_WIDTH = 15  # of a convolution
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from flyweight.artifact import (
     LOOKED_UP,
+    MAX_WIDTH,
     RECURRENT,
     Artifact,
     check_integer_only,
@@ -22,7 +23,6 @@ POOLERS = ("cls+tanh", "cls+relu", "cls+gelu")  # f(heads.pooler x_cls + b), f b
 POOLINGS = ("mean", "max", "cls", *POOLERS)
 INTENT_HEADS = ("linear", "similarity")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")  # of FFNs and convolutions
-MAX_WIDTH = 15  # of a convolution
 
 
 def check_parts(artifact: Artifact) -> dict[str, Any]:

@@ -151,9 +151,10 @@ def squared_logits(ours: Tensor, theirs: Tensor) -> Tensor:
     """mean (z - t)^2 of rows (B, C) less their means, over the classes within 25 of the teacher's largest."""
     if not ours.shape[1]:  # a model without intents
         return ours.sum()
-    there = (theirs > theirs.amax(dim=1, keepdim=True) - UNLIKELY).float()
-    z, t = (_centred(x.float(), there) for x in (ours, theirs))
-    return ((z - t).square() * there).sum() / there.sum()
+    likely = theirs > theirs.amax(dim=1, keepdim=True) - UNLIKELY
+    there = likely.float()
+    z, t = (_centred(torch.where(likely, x.float(), 0.0), there) for x in (ours, theirs))
+    return ((z - t) * there).square().sum() / there.sum()
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Links:
         behind = [(i, max(1, round(i * n_theirs / n_ours)) if n_theirs else 0) for i in range(1, n_ours + 1)]
         states = {
             "hidden": behind or [(0, n_theirs)],
-            "hints": [(math.ceil(n_ours / 2), round(n_theirs / 2))],
+            "hints": [(math.ceil(n_ours / 2), max(min(1, n_theirs), round(n_theirs / 2)))],
             "embeddings": [(0, 0)],
         }
         layers = {

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.answers import Answer
+from flyweight.artifact import whole_file
 from flyweight.data.messages import Message, fingerprint
 from flyweight.data.tags import spans_to_tags
 from flyweight.errors import ConfigError, DataError
@@ -362,7 +363,6 @@ class _Run:
         """Write training.pt, whole or not at all."""
         if self.file is None:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "identity": self.identity,
             "step": self.step,
@@ -371,8 +371,8 @@ class _Run:
             "best": {**self.best, "score": list(self.best["score"])},
             "rng": _rng_states(self.device),
         }
-        torch.save(state, self.file.with_suffix(".tmp"))
-        self.file.with_suffix(".tmp").replace(self.file)
+        with whole_file(self.file) as file:
+            torch.save(state, file)
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:

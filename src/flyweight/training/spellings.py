@@ -29,6 +29,7 @@ CONTRACTIONS = (
 )
 FORMS = {form: row for row in CONTRACTIONS for form in row}
 # Longest first: of "can not" and "can" the longer one is meant.
+# (?i:...) also takes letters that fold to ours, such as the dotless i: `contracted` leaves those as they are.
 FORM = re.compile(rf"\b({'|'.join(sorted(FORMS, key=len, reverse=True))})\b(?!')", re.IGNORECASE)
 
 
@@ -67,7 +68,9 @@ def typo(word: str, rng: np.random.Generator) -> str:
 
 def contracted(form: str, rng: np.random.Generator) -> str:
     """Another form of the same words, with a capital where the form has one."""
-    row = FORMS[form.lower()]
+    row = FORMS.get(form.lower())
+    if row is None:
+        return form
     others = [other for other in row if other != form.lower()]
     other = others[rng.integers(len(others))]
     return other[0].upper() + other[1:] if form[0].isupper() else other

@@ -318,10 +318,12 @@ def made(
 
 
 def splices(messages: Sequence[Message], n: int, seed: int, never: Collection[str] = ()) -> tuple[Message, ...]:
-    """At most n different splices, none of them a message's own text or in `never`; without intent and entities."""
+    """At most n different splices without intent and entities; none a message's own text, nor one of `never` but for
+    case and white space.
+    """
     rng = np.random.default_rng(seed)
     words = [m.text.split() for m in messages]
-    taken = {m.text for m in messages} | set(never)
+    taken, forbidden = {m.text for m in messages}, {Message(text).folded for text in never}
     found: list[Message] = []
     for _ in range(ATTEMPTS * n if len(words) > 1 else 0):
         if len(found) == n:
@@ -329,7 +331,7 @@ def splices(messages: Sequence[Message], n: int, seed: int, never: Collection[st
         first, last = (words[i] for i in rng.integers(len(words), size=2))
         head, tail = first[: rng.integers(len(first) + 1)], last[rng.integers(len(last) + 1) :]
         text = " ".join(head + tail)
-        if text and text not in taken:
+        if text and text not in taken and Message(text).folded not in forbidden:
             taken.add(text)
             found.append(Message(text))
     return tuple(found)
