@@ -301,7 +301,7 @@ def test_another_recipe_needs_permission(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         begin(tmp_path, [Int8(), CODES], resume=False)
     assert str(error.value) == (
-        f"{tmp_path} holds an interrupted run of another recipe (int8); add --resume to use what is finished and equal "
+        f"{tmp_path} holds an unfinished run of another recipe (int8); add --resume to use what is finished and equal "
         f"and make the rest, give --work for a folder of its own, or remove {tmp_path}"
     )
     begin(tmp_path, [Int8(), CODES], resume=True)

@@ -269,3 +269,29 @@ def test_interrupted_it_goes_on(
     monkeypatch.setattr(loop._Run, "train_step", right)
     assert same_weights(step.apply(student, kept), whole)
     assert list((tmp_path / "kept" / "answers").glob("*.sqlite"))  # the teacher was asked once
+
+
+def test_what_is_named_is_read_before_the_first_technique(
+    tiny_model: NLUModel, tiny_data: NLUData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "t.jsonl").write_text("{}\n")
+    tiny_model.save(tmp_path / "bot")
+
+    def never(self: fw.Int8, model: NLUModel, run: Run) -> NLUModel:
+        raise AssertionError
+
+    monkeypatch.setattr(fw.Int8, "apply", never)
+    bot, file = str(tmp_path / "bot"), str(tmp_path / "t.jsonl")
+    for error, match, settings in (
+        (DataError, "latin.txt", {"text": str(tmp_path / "latin.txt")}),
+        (DataError, "latin.txt", {"text": str(tmp_path / "latin.txt"), "epochs": 0}),
+        (DataError, "t.jsonl", {"teacher": file}),
+        (ConfigError, "nothere", {"teacher": (bot, str(tmp_path / "nothere"))}),
+        (ConfigError, "the losses hidden compare what a", {"teacher": file, "losses": "logits+hidden"}),
+        (ConfigError, "the losses relations compare", {"teacher": (bot, bot), "losses": "relations", "soft": 0.5}),
+    ):
+        with pytest.raises(error, match=match):
+            fw.compress(tiny_model, tiny_data, [fw.Int8(), fw.Distillation(**settings)], measure=False, progress=False)
+    with pytest.raises(AssertionError):
+        fw.compress(tiny_model, tiny_data, [fw.Int8(), fw.Distillation(teacher=bot)], measure=False, progress=False)

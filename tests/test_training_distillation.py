@@ -61,7 +61,7 @@ def test_layers_are_mapped_evenly(ours: int, theirs: int, hidden: list[Any], hin
     found = Links.of(list(LOSSES), ours, theirs)
     assert found.states == {"hidden": hidden, "hints": [hints], "embeddings": [(0, 0)]}
     assert found.layers["relations"] == [(ours - 1, theirs - 1)]
-    assert found.layers["attention"] == [(i - 1, j - 1) for i, j in hidden if i]
+    assert found.layers["attention"] == [(i - 1, j - 1) for i, j in hidden]
 
 
 @pytest.mark.parametrize(("ours", "theirs", "wanted"), [(384, 128, 16), (28, 21, 7), (64, 64, 16), (5, 7, 1)])
@@ -238,9 +238,10 @@ def test_teachers_that_cannot_teach_so_are_refused_in_one_line(tiny_model: NLUMo
         "the model has no attention heads in layer 0, and the losses attention compare attention heads; leave them out"
     )
     nothing = random_model(tiny_model, layers=())
-    assert refusal("relations", student, nothing) == (
-        "the model has no layers, and the losses relations compare attention heads; leave them out"
-    )
+    for name in ("relations", "attention"):
+        assert refusal(name, student, nothing) == (
+            f"the model has no layers, and the losses {name} compare attention heads; leave them out"
+        )
     tagger = variant(tiny_model, "entities only")
     assert refusal("neurons", tagger, tagger) == (
         "the loss neurons chooses them by the teacher's intents, and it has none; leave neurons out"

@@ -19,6 +19,7 @@ from flyweight.model.nlu import NLUModel
 from flyweight.receipt import Scales, Stage, make_receipt, name_of
 from flyweight.stages import Stages, keep_receipt, keep_stage, kept_receipt, kept_stage, spent
 from flyweight.techniques import TECHNIQUES
+from flyweight.techniques.distillation import Distillation
 from flyweight.techniques.room import Run, Technique, technique
 from flyweight.training.teacher import calibrate
 
@@ -125,6 +126,7 @@ def compress(
     techniques = recipe.techniques if isinstance(recipe, Recipe) else tuple(recipe)
     if not techniques:
         raise ConfigError(f"no technique given; allowed: {', '.join(TECHNIQUES)}")
+    check(techniques)
     run = Run(data, teacher, seed=seed, device=device, folder=str(folder) if folder else None, progress=progress)
     stages, scales = Stages(folder, data, teacher, seed), Scales.of(teacher, data, measure, progress)
     model, receipt = teacher, None
@@ -144,6 +146,13 @@ def compress(
             each(number, receipt, kept is not None)
     model.card = replace(model.card, metrics={scales.part: model.card.steps[-1]["quality"]})
     return model
+
+
+def check(techniques: Sequence[Technique]) -> None:
+    """Read the teachers and texts that techniques name. Errors: FlyweightError, as those who read them."""
+    for step in techniques:
+        if isinstance(step, Distillation):
+            step.check()
 
 
 def _made(step: Technique, model: NLUModel, run: Run, place: Path | None) -> Stage:

@@ -143,7 +143,7 @@ def begin(folder: Path, techniques: Sequence[Technique], resume: bool) -> None:
     if isinstance(before, list) and before != steps and worth_keeping(folder) and not resume:
         names = ", ".join(str(name) for step in before if isinstance(step, dict) for name in step)
         raise ConfigError(
-            f"{folder} holds an interrupted run of another recipe ({names}); add --resume to use what is finished and "
+            f"{folder} holds an unfinished run of another recipe ({names}); add --resume to use what is finished and "
             f"equal and make the rest, give --work for a folder of its own, or remove {folder}"
         )
     with whole_file(path) as file:

@@ -54,7 +54,7 @@ def compress(
     from flyweight.export.fly import save
     from flyweight.model.nlu import NLUModel
     from flyweight.receipt import all_worse
-    from flyweight.recipe import Recipe
+    from flyweight.recipe import Recipe, check
     from flyweight.recipe import compress as run
     from flyweight.stages import begin, worth_keeping
 
@@ -68,6 +68,7 @@ def compress(
     split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
     folder = work or out.resolve().with_name(f".{out.resolve().name}.work")
+    check(steps.techniques)
     if work is None:
         begin(folder, steps.techniques, resume)
     n, made = len(steps.techniques), list[dict[str, Any]]()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flyweight.data.messages import Message, NLUData
+from flyweight.data.unlabelled import read_unlabelled
 from flyweight.errors import ConfigError, DataError
 from flyweight.model.nlu import NLUModel
 from flyweight.techniques.room import Run, check_count, check_share, check_whole
@@ -96,6 +97,24 @@ class Distillation:
             )
         if isinstance(self.teacher, list):
             object.__setattr__(self, "teacher", tuple(self.teacher))
+
+    def check(self) -> None:
+        """Read what is named, before hours are spent on what comes first.
+
+        Errors: as `apply`, of teachers and text that are files or folders.
+        """
+        if self.teacher not in ("first", "assistant"):
+            paths = (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+            inside = [name for name in self.losses.split("+") if name not in ANSWERS]
+            if inside and not (len(paths) == 1 and Path(paths[0]).expanduser().is_dir()):
+                raise ConfigError(
+                    f"distillation: teacher is {self.teacher!r}, and the losses {'+'.join(inside)} compare what a "
+                    f"model computes; allowed: one model folder, first or assistant; or the losses {', '.join(ANSWERS)}"
+                )
+            for path in paths:
+                _read(Path(path).expanduser())
+        if self.text is not None:
+            read_unlabelled((self.text,), ())
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """The model trained. Interrupted, it goes on from run.folder.

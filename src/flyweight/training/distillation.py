@@ -62,7 +62,7 @@ class Links:
             "embeddings": [(0, 0)],
         }
         layers = {
-            "attention": [(i - 1, j - 1) for i, j in behind],
+            "attention": [(i - 1, j - 1) for i, j in behind] or [(n_ours - 1, n_theirs - 1)],  # which is refused
             "relations": [(n_ours - 1, n_theirs - 1)],
         }
         return cls({n: states[n] for n in names if n in states}, {n: layers[n] for n in names if n in layers})
