@@ -133,7 +133,7 @@ def test_every_array_cut_or_spoilt_is_refused(shape: str, like: NLUModel) -> Non
         ("heads", ([3, 0], [3, 0, -2], [3, 0, 3], [2**31 - 1] * 3, 3, None)),
         ("ffn", ([37, 21], [37, 21, -21], [37, 21, 22], [2**31 - 1] * 3)),
         ("activation", ("swish", "tanh", None)),
-        ("pooling", ("max", "cls+tanh", "cls+relu", "cls+gelu", "cls+", None)),
+        ("pooling", ("sum", "cls+tanh", "cls+relu", "cls+gelu", "cls+", None)),
         ("norm_eps", (0.0, -1.0, math.nan, math.inf, None)),
         ("buckets", (np.zeros(3, I32), np.full(79, 32, I32), np.full(79, -1, I32), np.zeros(79, np.int64), [0] * 79)),
     ],

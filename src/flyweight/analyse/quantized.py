@@ -16,7 +16,7 @@ Quantizer = Callable[[str, Matrix, int], Form]  # (name, float matrix, bits) -> 
 
 
 def few_bits(name: str, module: Matrix, bits: int) -> Form:
-    """8: int8 rows; 1 to 7: k-means codes, a table of int8 centres a row (7: of the matrix, as codebook has it)."""
+    """8: int8 rows; 1 to 7: k-means codes, a table of int8 centres a row (7: of 16 rows, as codebook has it)."""
     w = module.weight.detach().float().cpu().numpy()
     if bits == 8:
         return int8_rows(w)
