@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_cases import Call, Place, cells_of, write_csv
+from cli_cases import Call, Done, Place, cells_of, write_csv
 
 from flyweight.cli import show
 from flyweight.data import Message, NLUData, load_data, read_messages
@@ -37,6 +37,7 @@ def test_new_messages_are_written_and_shown(
     texts = {m.text for m in made}
     assert all((row[2] in texts) if row[1] != "0" else row[2] == "-" for row in rows)
     assert {row[0] for row in rows if row[1] == "0"} >= {"mask", "nearest", "case"}
+    assert "note: mask, nearest and case need --model\n" in done.err
     assert not {m.folded for m in made} & {m.folded for m in load_data(parts).messages}
 
 
@@ -54,6 +55,31 @@ def test_a_model_gives_mask_and_near_words(parts: Path, tmp_path: Path, call: Ca
         assert all("[MASK]" in text for text in found["kinds"]["mask"]["examples"])
         made.append(found["kinds"]["mask"]["messages"])
     assert min(made) > 20
+
+
+def test_kinds_that_made_nothing_say_why(parts: Path, tmp_path: Path, call: Call, place: Place) -> None:
+    def why(done: Done) -> list[str]:
+        return [line for line in done.err.splitlines() if "messages also stand in training" not in line]
+
+    command = ("data", "augment", parts, "--overwrite", "--out", tmp_path / "new.jsonl", "--kind", "splice")
+    for kinds, note in ((["case"], "case needs"), (["nearest", "mask"], "mask and nearest need"), ([], "")):
+        done = call(*command, *(word for kind in kinds for word in ("--kind", kind)))
+        assert done.code == 0, done.err
+        assert why(done) == ([f"note: {note} --model"] if note else [])
+    # the tiny tokenizer folds capitals and has [MASK]
+    done = call(*command, "--kind", "case", "--kind", "mask", "--model", place.teacher)
+    assert done.code == 0, done.err
+    assert why(done) == ["note: case makes nothing: to the model's tokenizer capitals are small letters"]
+
+
+def test_a_teacher_that_is_not_there(place: Place, tmp_path: Path, call: Call) -> None:
+    for name, what in (("nope", "is not there"), ("nope.fly", "is not there"), ("a.txt", "is none of these")):
+        (tmp_path / "a.txt").write_text("x")
+        done = call("train", place.csv, "--base", "small", "--out", tmp_path / "bot", "--teacher", tmp_path / name)
+        wanted = f"--teacher is {tmp_path / name}, which {what}; allowed: a model folder, a .fly or .jsonl file\n"
+        assert done.code == 1
+        assert done.err.endswith(f"flyweight: {wanted}")
+        assert not (tmp_path / "bot").exists()
 
 
 def test_what_is_held_out_does_not_follow_the_seed(tmp_path: Path, call: Call, place: Place) -> None:
@@ -97,7 +123,7 @@ def test_the_same_seed_makes_the_same(parts: Path, tmp_path: Path, call: Call) -
         ("--kind case", "no new message of the kinds case; mask, nearest and case need --model, slot entities"),
         ("--model NONE", "none.fly does not exist; name a .fly file"),
         ("--model LOGITS", "which has no words; allowed: a .fly file, a model folder, 'assistant'"),
-        ("--out OLD", "already exists; choose another file"),
+        ("--out OLD", "already exists; choose another file, or add --overwrite\n"),
         ("--out NEW.csv", "a file of the form '.csv' cannot be written; allowed: .yml, .yaml, .jsonl"),
     ],
 )

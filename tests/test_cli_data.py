@@ -94,11 +94,11 @@ def test_wrong_usage_is_2(arguments: list[str], message: str, call: Call) -> Non
         ("split NONE --out NEW", "no such file or folder; allowed: "),
         ("split CSV --out NEW --test 1", "test is 1.0; allowed: a share of the messages"),
         ("split CSV --out NEW --form csv", "--form is 'csv'; allowed: yaml, jsonl"),
-        ("split CSV --out FULL", "already holds 'a.txt'; choose another folder, or overwrite=True"),
+        ("split CSV --out FULL", "already holds 'a.txt'; choose another folder, or add --overwrite"),
         ("split CSV --out FULL --overwrite", "holds 'a.txt'; allowed: a folder with nothing but files of train,"),
         ("convert CSV --out CSV", "a file of the form '.csv' cannot be written; allowed: .yml, .yaml, .jsonl"),
         ("convert CSV --out NEW.yml --form jsonl", "the form jsonl; allowed: a file .jsonl, or a folder"),
-        ("convert CSV --out OLD.yml", "already exists; choose another file, or overwrite=True"),
+        ("convert CSV --out OLD.yml", "already exists; choose another file, or add --overwrite"),
         ("convert assistant --out NEW.jsonl", "the lookup 'artist'; JSON Lines cannot hold it; allowed there: "),
     ],
 )  # fmt: skip

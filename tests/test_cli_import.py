@@ -220,8 +220,8 @@ def test_training_with_teachers(tiny_data: NLUData, tmp_path: Path, call: Call) 
         last,
     )
     for teacher, message in (
-        (tmp_path / "none", r"none/config\.json is missing; a model folder is what"),
-        (tmp_path / "none.jsonl", r"none\.jsonl: cannot be read"),
+        (tmp_path / "none", "none, which is not there; allowed: a model folder, a .fly or .jsonl file"),
+        (tmp_path / "none.jsonl", r"none\.jsonl, which is not there; allowed: a model folder"),
         (data, r"nlu\.jsonl:1: intents is None; allowed: a first line"),
         (tmp_path / "other.jsonl", "the teacher lacks 4 of the 4 intents: 'book_flight', 'greet', 'thanks', 'weather'"),
     ):

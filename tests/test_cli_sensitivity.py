@@ -91,6 +91,15 @@ def test_messages_of_other_intents(call: Call, model: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_folder_is_needed(call: Call, csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "bag.fly").write_bytes(b"FLY")
+    for name, what in (("bag.fly", "is a .fly"), ("nope", "is not there")):
+        done = call("sensitivity", tmp_path / name, csv, "--out", tmp_path / "out")
+        wanted = f"{tmp_path / name} {what}; a model folder is needed: what 'flyweight train --out' wrote"
+        assert (done.code, done.err) == (1, f"flyweight: {wanted}\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_packed_model_is_said_to_be_decoded(
     call: Call, model: Path, csv: Path, tiny_data: NLUData, tmp_path: Path
 ) -> None:

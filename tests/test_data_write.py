@@ -400,7 +400,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
             if target == path
             else "already holds 'train.jsonl'; choose another folder"
         )
-        assert str(caught.value) == f"{target}: {what}, or overwrite=True (--overwrite)"
+        assert str(caught.value) == f"{target}: {what}, or add --overwrite"
         assert read(target).train == one.train
         write_data(replace(two, train=(NEW_YORK,)), target, overwrite=True)
     assert read(path).train == (NEW_YORK, GREET)

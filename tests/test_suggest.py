@@ -13,6 +13,7 @@ from random_models import quiet_run, random_model
 
 from flyweight.analyse import shapes as shapes_module
 from flyweight.analyse import suggest as suggest_module
+from flyweight.analyse.structures import Choice
 from flyweight.analyse.suggest import Known, suggest
 from flyweight.data.messages import NLUData
 from flyweight.errors import ConfigError, DataError
@@ -98,9 +99,15 @@ def test_an_interrupted_call_goes_on(
     ("settings", "message"),
     [
         ({"target_ms": 1.0, "speedup": 2.0}, "target_ms and speedup are given; give one of them"),
-        ({"speedup": 1.0}, "the model takes 2 ms in int8 as it is; allowed: a time below, a speed-up above 1"),
-        ({"speedup": -1.0}, "the model takes 2 ms in int8 as it is; allowed: a time below, a speed-up above 1"),
-        ({"target_ms": 2.5}, "the model takes 2 ms in int8 as it is; allowed: a time below, a speed-up above 1"),
+        ({"speedup": 1.0}, "speedup is 1; allowed: a number above 1, as in 4"),
+        ({"speedup": 0}, "speedup is 0; allowed: a number above 1, as in 4"),
+        ({"speedup": -1.0}, "speedup is -1; allowed: a number above 1, as in 4"),
+        ({"speedup": float("inf")}, "speedup is inf; allowed: a number above 1, as in 4"),
+        ({"speedup": float("nan")}, "speedup is nan; allowed: a number above 1, as in 4"),
+        ({"target_ms": 0.0}, "target_ms is 0; allowed: a number of milliseconds above 0, as in 0.2"),
+        ({"target_ms": -0.5}, "target_ms is -0.5; allowed: a number of milliseconds above 0, as in 0.2"),
+        ({"target_ms": float("nan")}, "target_ms is nan; allowed: a number of milliseconds above 0, as in 0.2"),
+        ({"target_ms": 2.5}, "the model takes 2 ms in int8 as it is; allowed: a time below"),
         ({"target_ms": 0.01}, "no student of this model is within 0.01 ms; ask for less speed"),
     ],
 )
@@ -112,6 +119,38 @@ def test_refusals(
     assert str(error.value) == message
     with pytest.raises(DataError, match="no training messages"):
         suggest(dense, replace(tiny_data, train=()), progress=False)
+
+
+def test_messages_of_other_intents(clock: list[EncoderConfig], place: Place, tmp_path: Path, call: Call) -> None:
+    (tmp_path / "d.csv").write_text("text,intent\n" + "".join(f"word {i},zzz\nother {i},yyy\n" for i in range(10)))
+    done = call("suggest", place.teacher, tmp_path / "d.csv", "--out", tmp_path / "s")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "no message has an intent that the model knows" in done.err
+    assert not (tmp_path / "s").exists()
+    assert clock == []  # nothing was timed
+
+
+def test_reasons(
+    dense: NLUModel, tiny_data: NLUData, clock: list[EncoderConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One layer goes, three go; a width that the time narrows is said to be narrowed."""
+    found_known = Known([min(1.0, (d + 1) / 40) for d in range(64)], [], 1, 2)  # 38/40 is 0.95: a width of 48
+    timer = shapes_module.Clock(dense, ["hello"], 8, None)
+    layer = LayerShape(heads=4, ffn=64)
+    for left, share, goes, carried in (
+        (3, 0.9, "3e-05 nats before training, 1 layer goes", "48 of 64 numbers carry 100% of the states; pruning"),
+        (1, 0.06, "3e-05 nats before training, 3 layers go", "(95% need 48); pruning keeps 1 layer"),
+    ):
+        layers = (layer,) * left + (None,) * (4 - left)
+        monkeypatch.setattr(suggest_module, "choices", lambda *_, c=layers: [Choice(c, 3e-5, BASE)])
+        pruned = suggest_module._pruned(found_known, timer, share, 2.0, list)
+        informed = suggest_module._informed(found_known, timer, share, 2.0, list, [layer] * 4)
+        assert pruned is not None
+        assert pruned.reason.endswith(f": {goes}")
+        assert informed is not None
+        assert carried in informed.reason
+        assert ("as many as the time allows" in informed.reason) == (left == 1)
+    assert informed.reason.startswith("16 of 64 numbers carry 40% of the states, as many as the time allows ")
 
 
 def test_the_width_that_carries() -> None:
@@ -145,4 +184,11 @@ def test_the_command_line_writes_recipes(place: Place, tmp_path: Path, call: Cal
         assert [TECHNIQUES[name] for step in student["steps"] for name in step] == [type(t) for t in recipe.techniques]
     table = call("suggest", place.teacher, place.csv, "--speedup", 2, "--out", tmp_path / "s").out
     assert all(student["name"] in table for student in found["students"])
-    assert call("suggest", place.teacher, place.csv, "--speedup", 0.5, "--out", tmp_path / "s").code == 1
+    for arguments in (("--speedup", 0), ("--speedup", 0.5), ("--target-ms", 0)):
+        refused = call("suggest", place.teacher, place.csv, *arguments, "--out", tmp_path / "r")
+        assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+        assert not (tmp_path / "r").exists()
+    for model, message in ((place.int8, "is a .fly"), (tmp_path / "nope", "is not there"), (place.csv, "is a .csv")):
+        refused = call("suggest", model, place.csv, "--out", tmp_path / "r")
+        wanted = f"flyweight: {model} {message}; a model folder is needed: what 'flyweight train --out' wrote\n"
+        assert (refused.code, refused.err) == (1, wanted)

@@ -3,7 +3,8 @@
     energy[d] = sum of the d largest eigenvalues / sum of all           of `hidden_moments`: what a width of d carries
 
     pruned      heads, neurons and layers left that lose the least nats within the time (structures.py), layer by layer
-    informed    as many layers as the pruned one keeps, as wide as carries ENERGY; the FFN fills the time
+    informed    as many layers as the pruned one keeps, as wide as carries ENERGY or as the time allows; the FFN fills
+                the time
     shallow     layers as wide as the model's, as many as the time allows
     bilstm      one LSTM layer in both directions over the model's word embeddings, as wide as the time allows
     uniform     all layers, hidden size and FFN smaller by one factor: understands nothing, for comparison
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -93,6 +95,10 @@ def suggest(
     """
     if target_ms is not None and speedup is not None:
         raise ConfigError("target_ms and speedup are given; give one of them")
+    if speedup is not None and not 1 < speedup < math.inf:
+        raise ConfigError(f"speedup is {speedup:g}; allowed: a number above 1, as in 4")
+    if target_ms is not None and not 0 < target_ms < math.inf:
+        raise ConfigError(f"target_ms is {target_ms:g}; allowed: a number of milliseconds above 0, as in 0.2")
     if not data.train:
         raise DataError("no training messages", allowed="shapes are judged by them; give at least one")
     model = unpacked_copy(model)
@@ -101,11 +107,9 @@ def suggest(
     asked = sample(data.validation or data.train, N_MEASURED)
     clock = Clock(model, [m.text for m in asked], 8, folder)
     times = clock.table(progress)
-    share = target_ms / times.dense_ms if target_ms is not None else 1 / (speedup or 4.0)
+    share = target_ms / times.dense_ms if target_ms is not None else 1 / (4.0 if speedup is None else speedup)
     if not 0 < share < 1:
-        raise ConfigError(
-            f"the model takes {times.dense_ms:.4g} ms in int8 as it is; allowed: a time below, a speed-up above 1"
-        )
+        raise ConfigError(f"the model takes {times.dense_ms:.4g} ms in int8 as it is; allowed: a time below")
     found_known = known(model, data, asked, folder, progress)
     learn = _learning(model, _bits(sensitivity))
     made = [
@@ -211,6 +215,10 @@ def _narrow(clock: Clock, hidden: int, layers: int, ffn: int) -> EncoderConfig:
     return replace(config, hidden=hidden, layers=(LayerShape(heads=there, ffn=ffn),) * layers)
 
 
+def _layers(count: int) -> str:
+    return f"{count} layer" if count == 1 else f"{count} layers"
+
+
 Learn = Callable[[Steps], Steps]
 
 
@@ -221,11 +229,11 @@ def _pruned(known: Known, clock: Clock, share: float, dense_ms: float, learn: Le
         return None
     left = [layer for layer in best.layers if layer is not None]
     shape = f"hidden {clock.config.hidden}, layers {' '.join(f'{s.heads}x{s.ffn}' for s in left) or 'none'}"
-    reason = (
-        f"loses the least within the time: {best.kl:.3g} nats before training, {len(best.layers) - len(left)} layers"
-    )
+    dropped = len(best.layers) - len(left)
+    go = f"{_layers(dropped)} {'goes' if dropped == 1 else 'go'}"
+    reason = f"loses the least within the time: {best.kl:.3g} nats before training, {go}"
     steps = learn([{"structured": {"target_ms": round(share * dense_ms, 4)}}])
-    return Suggestion("pruned", f"{reason} go", shape, round(best.share * dense_ms, 4), round(1 / best.share, 2), steps)
+    return Suggestion("pruned", reason, shape, round(best.share * dense_ms, 4), round(1 / best.share, 2), steps)
 
 
 def _informed(
@@ -239,10 +247,10 @@ def _informed(
     if hidden is None:
         return None
     neurons = _largest(clock, share, range(STEP, ffn + 1, STEP), lambda n: _narrow(clock, hidden, layers, n)) or STEP
-    carried = 100 * known.energy[hidden - 1]
-    reason = (
-        f"{hidden} of {clock.config.hidden} numbers carry {carried:.0f}% of the states; pruning keeps {layers} layers"
-    )
+    carried = f"{hidden} of {clock.config.hidden} numbers carry {known.energy[hidden - 1]:.0%} of the states"
+    if hidden < wanted:
+        carried += f", as many as the time allows ({ENERGY:.0%} need {wanted})"
+    reason = f"{carried}; pruning keeps {_layers(layers)}"
     steps = learn([{"student": {"layers": layers, "hidden": hidden, "ffn": neurons}}])
     return _student("informed", reason, clock, _narrow(clock, hidden, layers, neurons), dense_ms, steps)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flyweight.cli import show
+from flyweight.cli.build import model_folder
 from flyweight.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -53,11 +54,10 @@ def sensitivity(
     from flyweight.analyse.sensitivity import sensitivity as measure
     from flyweight.data.load import load_data, recorded_split
     from flyweight.data.splits import sample
-    from flyweight.model.nlu import NLUModel
     from flyweight.receipt import measured_messages, refuse_strangers
 
     widths = _widths(bits)
-    parent = NLUModel.load(model)
+    parent = model_folder(model)
     split = recorded_split(parent.card.split)
     asked, part = measured_messages(load_data(data, **split, text_column=text_column, intent_column=intent_column))
     refuse_strangers(parent, asked)

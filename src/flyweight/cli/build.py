@@ -12,7 +12,7 @@ from flyweight.cli import show
 from flyweight.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from flyweight.model.nlu import Pooling
+    from flyweight.model.nlu import NLUModel, Pooling
     from flyweight.training.logits import Teacher
 
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of whatever is random: splits, new weights ...")]
@@ -184,11 +184,24 @@ def _teacher(paths: list[Path]) -> Teacher:
 
     found: list[Teacher] = []
     for path in paths:
-        if path.suffix == ".jsonl":
-            found.append(LogitsTeacher.from_file(path))
+        if path.is_dir():
+            found.append(NLUModel.load(path))
+        elif path.is_file() and path.suffix in (".fly", ".jsonl"):
+            found.append(LogitsTeacher.from_fly(path) if path.suffix == ".fly" else LogitsTeacher.from_file(path))
         else:
-            found.append(LogitsTeacher.from_fly(path) if path.suffix == ".fly" else NLUModel.load(path))
+            what = "is none of these" if path.exists() else "is not there"
+            raise ConfigError(f"--teacher is {path}, which {what}; allowed: a model folder, a .fly or .jsonl file")
     return found[0] if len(found) == 1 else Ensemble(found)
+
+
+def model_folder(path: Path) -> NLUModel:
+    """The model of a folder that is there; PyTorch works on no .fly. Errors: ConfigError, those of `NLUModel.load`."""
+    from flyweight.model.nlu import NLUModel
+
+    if not path.is_dir():
+        what = "is not there" if not path.exists() else f"is a {path.suffix or 'file'}"
+        raise ConfigError(f"{path} {what}; a model folder is needed: what 'flyweight train --out' wrote")
+    return NLUModel.load(path)
 
 
 def check_out(out: Path, source: Path, role: str, overwrite: bool) -> None:

@@ -213,8 +213,22 @@ def augment(
         return
     for note in data.notes:
         show.note(f"note: {note}")
+    _explain([name for name, texts in by_kind.items() if not texts], vectors)
     rows = [[name, str(len(texts)), "\n".join(texts[:examples]) or "-"] for name, texts in by_kind.items()]
     show.print_table(["kind", "messages", "examples"], rows, f"{written}: {len(pairs)} messages")
+
+
+def _explain(nothing: list[str], vectors: WordVectors | None) -> None:
+    """Why kinds made nothing, where a model is what they lack, or where the model sees no capitals."""
+    if vectors is None:
+        if lacking := [name for name in ("mask", "nearest", "case") if name in nothing]:
+            names = " and ".join([*([", ".join(lacking[:-1])] if lacking[1:] else []), lacking[-1]])
+            show.note(f"note: {names} {'need' if lacking[1:] else 'needs'} --model")
+        return
+    if "case" in nothing and not vectors.keeps_case:
+        show.note("note: case makes nothing: to the model's tokenizer capitals are small letters")
+    if "mask" in nothing and not vectors.mask:
+        show.note("note: mask makes nothing: the model's tokenizer has no mask token")
 
 
 def _words_and_split(path: Path) -> tuple[WordVectors, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flyweight.cli import show
-from flyweight.cli.build import workshop
+from flyweight.cli.build import model_folder, workshop
 
 
 def suggest(
@@ -42,14 +42,15 @@ def suggest(
     workshop()
     from flyweight.analyse.suggest import suggest as propose
     from flyweight.data.load import load_data, recorded_split
-    from flyweight.model.nlu import NLUModel
+    from flyweight.receipt import measured_messages, refuse_strangers
     from flyweight.recipe import Recipe
     from flyweight.techniques import TECHNIQUES
     from flyweight.techniques.room import technique
 
-    parent = NLUModel.load(model)
+    parent = model_folder(model)
     split = recorded_split(parent.card.split)
     messages = load_data(data, **split, text_column=text_column, intent_column=intent_column)
+    refuse_strangers(parent, measured_messages(messages)[0])
     found, known = propose(
         parent, messages, target_ms=target_ms, speedup=speedup, sensitivity=sensitivity, folder=str(out)
     )

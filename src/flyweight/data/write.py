@@ -89,7 +89,7 @@ def write_file(data: NLUData, path: str | Path, *, overwrite: bool = False) -> P
     if path.is_dir():
         raise DataError("is a folder", allowed="allowed: a file", path=path)
     if path.exists() and not overwrite:
-        raise DataError("already exists", allowed="choose another file, or overwrite=True (--overwrite)", path=path)
+        raise DataError("already exists", allowed="choose another file, or add --overwrite", path=path)
     whole = data.with_splits(data.messages, (), ())
     texts = _texts(whole, form, path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _check_folder(folder: Path, overwrite: bool) -> list[Path]:
         raise DataError("is a file", allowed="allowed: a folder", path=folder)
     old = sorted(folder.iterdir()) if folder.is_dir() else []
     if old and not overwrite:
-        allowed = "choose another folder, or overwrite=True (--overwrite)"
+        allowed = "choose another folder, or add --overwrite"
         raise DataError(f"already holds {listed(p.name for p in old)}", allowed=allowed, path=folder)
     others = [p.name for p in old if p.name not in PART_FILES or p.is_dir()]
     if others:
