@@ -3,6 +3,17 @@
 
 namespace flyweight {
 
+namespace {
+
+// Whether the time goes into reading the weights: few tokens, and more than a core's second cache holds. Then they are
+// read in one go, and outputs made int8 afterwards; the bits are the same.
+bool streamed(const Matrix& m, int n_tokens) {
+  constexpr std::size_t kCache = 1 << 20;
+  return n_tokens < kBlock && m.panel_bytes() * std::size_t(m.panels()) > kCache;
+}
+
+}  // namespace
+
 // x (n, columns of l) -> q, as l takes it.
 void Engine::quantize(const Linear& l, const float* x, int x_stride, const Quantized& q, const Team& team) const {
   team.split(q.n_tokens, kBlock,
@@ -64,7 +75,7 @@ void Engine::integer_parts(const Layer& layer, const Group& g, Workspace& w, con
     parts[i] = w.parts[i].view(n, width, layer.inverses[i]);
     parts[i].lanes = nullptr;
   }
-  if (!layer.parts_from_sums) {
+  if (!layer.parts_from_sums || streamed(m, n)) {
     multiply(layer.qkv, w.x.get(), round_up(config_.hidden, kPiece), n, Activation::none, w.y.get(), stride, w, team);
     for (int i = 0; i < 3; ++i)
       team.split(n, kBlock, [&](int from, int to, int) {
@@ -115,7 +126,7 @@ void Engine::feed_forward(const Layer& layer, const Group& g, Workspace& w, cons
   const int n = g.n_tokens, stride = round_up(layer.ffn, kPanel), rows = round_up(config_.hidden, kPanel);
   float *y = w.y.get(), *out = w.attended.get();
   const Matrix &up = layer.up.matrix, &down = layer.down.matrix;
-  if (!layer.down_from_sums) {
+  if (!layer.down_from_sums || streamed(up, n)) {
     multiply(layer.up, w.x.get(), round_up(config_.hidden, kPiece), n, config_.activation, y, stride, w, team);
     linear(layer.down, y, stride, n, Activation::none, out, rows, w, team);
     return;
