@@ -100,7 +100,7 @@ def test_wrong_usage_is_2(arguments: list[str], message: str, call: Call) -> Non
         ("compress TEACHER CSV --out PARENT -t int8", "already holds files; choose another --out, or add --overwrite"),
         ("compress NONE CSV --out NEW.fly -t int8", "config.json is missing; a model folder is what"),
         ("compress TEACHER NONE --out NEW.fly -t int8", "none.csv: no such file or folder"),
-        ("sensitivity NONE CSV", "config.json is missing; a model folder is what"),
+        ("sensitivity NONE CSV", "is not there; a model folder is needed: what"),
         ("sensitivity TEACHER NONE", "none.csv: no such file or folder"),
         ("sensitivity TEACHER CSV --bits 9", "--bits is '9'; allowed: whole numbers from 1 to 8 with commas"),
         ("sensitivity TEACHER CSV --bits 4,four", "--bits is '4,four'; allowed: whole numbers from 1 to 8"),
