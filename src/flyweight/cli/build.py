@@ -30,7 +30,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Messages a step.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longer messages lose their tail.")] = 128,
-    pooling: Annotated[str, typer.Option(help="mean, cls, cls+tanh, cls+relu or cls+gelu.")] = "mean",
+    pooling: Annotated[str, typer.Option(help="mean, max, cls, cls+tanh, cls+relu or cls+gelu.")] = "mean",
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="Learn from its logits too: a model folder, a .fly, or a .jsonl of logits; several as one."),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flyweight.cli import receipts, show
-from flyweight.cli.build import Seed, check_out, workshop
+from flyweight.cli.build import Seed, check_out, model_folder, workshop
 from flyweight.errors import ConfigError, FlyweightError
 
 
@@ -52,7 +52,6 @@ def compress(
     workshop()
     from flyweight.data.load import load_data, recorded_split
     from flyweight.export.fly import save
-    from flyweight.model.nlu import NLUModel
     from flyweight.receipt import all_worse
     from flyweight.recipe import Recipe, check
     from flyweight.recipe import compress as run
@@ -64,7 +63,7 @@ def compress(
         raise ConfigError("--resume is given with --work, where any recipe may go on anyway; leave it out")
     check_out(out, model, "model that is to be compressed", overwrite)
     steps = Recipe.load(recipe) if recipe else Recipe.parse(technique or [])
-    teacher = NLUModel.load(model)
+    teacher = model_folder(model)
     split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
     folder = work or out.resolve().with_name(f".{out.resolve().name}.work")
