@@ -2,11 +2,19 @@
 
     python benchmarks/ablation.py [--sets banking77 ...] [--seeds 0 1 2] [--questions hints ...] [--again]
 
-A pair of recipes each (ABLATIONS of student_recipes.py), equal but for the ingredient; both are int8 files, answered by
-the engine. Losses are against the teacher in PyTorch fp32; `without` is the loss of the student without against the
-student with, on the same test messages: what leaving the ingredient out costs. 95% paired bootstrap intervals; over
-several seeds the mean, and the mean of the seeds' intervals. Students are trained where they are missing. Writes
-benchmarks/results/ablation.json after every question; the same command goes on where it stopped.
+A pair of recipes each (ABLATIONS of student_recipes.py): both students are cut from one model and pass over as much
+text.
+
+    distillation itself   the teacher's logits, or labels alone, which choose the epoch too (by F1); no transfer text
+    transfer text         30 messages of it a training message, or as many passes over the training messages alone
+    assistant             the assistant's int8 file teaches, or the teacher's; both cut from the teacher
+    hints                 a stage of hints, then logits, or as many passes over logits alone; the assistant teaches
+
+Both are int8 files, answered by the engine. Losses are against the teacher in PyTorch fp32; `without` is the loss of
+the student without against the student with, on the same test messages: what leaving the ingredient out costs. 95%
+paired bootstrap intervals; over several seeds the mean, and the mean of the seeds' intervals. Students are trained
+where they are missing. Writes benchmarks/results/ablation.json after every question; the same command goes on where it
+stopped.
 """
 
 from __future__ import annotations
