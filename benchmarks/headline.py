@@ -61,7 +61,7 @@ ENOUGH_CALLS = 300  # for a claim
 class Contender:
     """One line of the table. `model` answers all messages, `call` is what is timed; label, seed: of a student.
 
-    weights: of the float model, where answers take so long that they are kept on disk.
+    folder: of the float model, where answers take so long that they are kept on disk.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Contender:
     model: Answerer
     call: Callable[[str], object]
     path: Path | None = None
-    weights: Path | None = None
+    folder: Path | None = None
     label: str | None = None
     seed: int | None = None
 
@@ -90,8 +90,7 @@ def opened(name: str, data: fw.NLUData, which: str) -> list[Contender]:
     texts = [m.text for m in data.test]
     longest = max(len(e.ids) for e in fw.NLUModel.load(folder).tokenizer.encode_batch(texts))
     peer, path = headline_peers.opened(runtime, folder, [m.text for m in data.train], longest)
-    weights = folder / "model.safetensors"
-    return [Contender(which, "plain" if model else "teacher", peer, peer.parse, path, weights, model or None)]
+    return [Contender(which, "plain" if model else "teacher", peer, peer.parse, path, folder, model or None)]
 
 
 def _folder(name: str, model: str) -> Path:
@@ -169,7 +168,9 @@ def answers_of(c: Contender, messages: Sequence[Message]) -> list[Any]:
         with single_thread(), bar(f"asking {c.name}", len(texts), show=True) as advance:
             return ask(c.model, texts, advance)
 
-    return asked() if c.weights is None else remembered(c.name, [p for p in (c.weights, c.path) if p], texts, asked)
+    if c.folder is None:
+        return asked()
+    return remembered(c.name, [p for p in (c.folder, c.path) if p], headline_peers.versions(), texts, asked)
 
 
 def targets(sets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,33 @@ from flyweight.data.messages import Entity
 
 
 def remembered(
-    name: str, files: Sequence[Path], texts: Sequence[str], asked: Callable[[], list[Answer]]
+    name: str,
+    paths: Sequence[Path],
+    versions: Mapping[str, str],
+    texts: Sequence[str],
+    asked: Callable[[], list[Answer]],
 ) -> list[Answer]:
-    """The answers of the contender `name` to these texts; asked for once for the same bytes of its files."""
-    key = hashlib.sha256(json.dumps([name, list(texts)]).encode())
-    for file in files:
-        key.update(file.read_bytes())
+    """The answers of the contender `name` to these texts.
+
+    Asked for once for the same bytes of its files and of all files in its folders (`paths`: weights, configuration,
+    labels, tokenizer, graph) and the same versions of libraries.
+    """
+    contents = [contents_of(path) for path in paths]
+    made_of = json.dumps([name, contents, versions, list(texts)], sort_keys=True)
+    key = hashlib.sha256(made_of.encode())
     path = CACHE / "headline" / "answers" / f"{key.hexdigest()[:16]}.npz"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         store(path, asked())
     return stored(path, texts)
+
+
+def contents_of(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file in a folder by its name there."""
+    if not path.is_dir():
+        return {"": hashlib.sha256(path.read_bytes()).hexdigest()}
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def store(path: Path, answers: Sequence[Answer]) -> None:

@@ -9,9 +9,12 @@ here, but for what `Run.data` says.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from compressed import Compressed, compressed, kept
+from compressed import TRAINING, Compressed, compressed, kept
+from compressed import VERSION as TRAINING_VERSION
 from student_recipes import STUDENTS, Sources
 from teachers import MPNET, SETS, find, teacher
 
@@ -28,7 +31,8 @@ def student(name: str, label: str, seed: int) -> Compressed:
     before = STUDENTS[label].after
     if before is not None:
         model = fw.NLUModel.load(student(name, before, seed).folder)
-    return kept(f"{name}-student-{seed}-{label}", model, data, steps_of(name, label, seed), seed, ["student", VERSION])
+    techniques = steps_of(name, label, seed)
+    return kept(f"{name}-student-{seed}-{label}", model, data, techniques, seed, versions_of(techniques))
 
 
 def steps_of(name: str, label: str, seed: int) -> tuple[Technique, ...]:
@@ -41,6 +45,12 @@ def steps_of(name: str, label: str, seed: int) -> tuple[Technique, ...]:
             folder=lambda other: str(student(name, other, seed).folder),
         )
     )
+
+
+def versions_of(techniques: Sequence[Technique]) -> list[Any]:
+    """Versions that the models of these techniques are made with: compressed.py's too where its techniques train."""
+    trains = any(isinstance(t, TRAINING) for t in techniques)
+    return ["student", VERSION, *([TRAINING_VERSION] if trains else [])]
 
 
 def teacher_file(name: str) -> Path:

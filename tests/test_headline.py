@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from flyweight.answers import Answer
 from flyweight.data.messages import Entity, NLUData
 from flyweight.measure.bootstrap import Loss
 from flyweight.model.nlu import NLUModel
+from flyweight.techniques.distillation import HINTS_SHARE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,20 +176,40 @@ def test_answers_that_are_kept_are_the_same_answers(script: Any, tmp_path: Path)
     assert found[0].threshold == 0.3
 
 
-def test_changed_files_are_asked_again(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_libraries_or_texts_are_asked_again(
+    script: Any, tiny_model: NLUModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept, n_asked = script("headline_answers"), 0
-    monkeypatch.setattr(kept, "CACHE", tmp_path)
-    weights = tmp_path / "weights"
+    monkeypatch.setattr(kept, "CACHE", tmp_path / "cache")
+    folder, graph = tiny_model.save(tmp_path / "model"), tmp_path / "graph.onnx"
+    graph.write_bytes(b"graph")
+    versions, texts = {"torch": "2.8.0", "onnxruntime": "1.22.0"}, ["hello"]
 
     def asked() -> list[Answer]:
         nonlocal n_asked
         n_asked += 1
-        return [Answer("hello", ("a", "b"), np.array([1.0, 0.0]))]
+        return [Answer(text, ("a", "b"), np.array([1.0, 0.0])) for text in texts]
 
-    for content, n_wanted in (("1", 1), ("1", 1), ("2", 2)):
-        weights.write_text(content)
-        kept.remembered("peer", [weights], ["hello"], asked)
-        assert n_asked == n_wanted
+    def asks(name: str = "peer", **changes: str) -> bool:
+        before = n_asked
+        for _ in range(2):
+            kept.remembered(name, [folder, graph], versions | changes, texts, asked)
+        assert n_asked <= before + 1  # the second time the answers are there
+        return n_asked > before
+
+    assert asks()
+    assert not asks()
+    assert asks("another peer")
+    assert asks(torch="2.9.0")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
+    for path in (*files, graph):
+        path.write_bytes(path.read_bytes() + b" ")
+        assert asks(), path.name
+    files[0].rename(folder / "renamed")
+    assert asks()
+    texts.append("goodbye")
+    assert asks()
 
 
 def student_row(name: str, seed: int, percent: float, ms: float, speedup: float, size: int = 1000) -> dict[str, Any]:
@@ -353,3 +375,45 @@ def test_every_student_that_is_compared_has_a_recipe(recipes: Any, script: Any) 
     for label in {label for pair in recipes.ABLATIONS.values() for label in pair}:
         assert f"{label}, float" in recipes.STUDENTS, label
     assert [recipes.seeds_of(name) for name in ("banking77", "snips")] == [(0, 1, 2), (0,)]
+
+
+def test_ablations_differ_in_the_ingredient_alone(recipes: Any) -> None:
+    def parts(label: str) -> tuple[dict[str, Any], Any]:
+        recipe = recipes.STUDENTS[f"{label}, float"]
+        student, distillation = recipe.steps(
+            recipes.Sources("banking77", "teacher.fly", "{}.fly".format, "{} in PyTorch".format)
+        )
+        return {"student": student, "cut from": recipe.after, **vars(distillation)}, distillation
+
+    def passes(d: Any) -> int:
+        """Over as much text as the training messages are."""
+        hints = math.ceil(HINTS_SHARE * d.epochs) if "hints" in d.losses else 0
+        return (1 + d.transfer) * (d.epochs + hints)
+
+    differ: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for question, (label, other) in recipes.ABLATIONS.items():
+        (ours, with_it), (theirs, without) = parts(label), parts(other)
+        differ[question] = {k: (ours[k], theirs[k]) for k in ours if ours[k] != theirs[k]}
+        assert passes(with_it) == passes(without), question
+    assert differ == {
+        "distillation itself": {"soft": (0.8, 0.0)},
+        "transfer text": {"transfer": (30, 0), "epochs": (2, 62)},
+        "assistant": {"teacher": ("assistant.fly", "teacher.fly")},
+        "hints": {"losses": ("hints+logits", "logits"), "epochs": (4, 5)},
+    }
+
+
+def test_students_are_made_again_after_a_change_of_any_code_that_trains_them(
+    script: Any, recipes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = script("student_models")
+
+    def versions() -> dict[str, list[Any]]:
+        of = recipes.Sources("banking77", "teacher.fly", str, str)
+        return {label: models.versions_of(recipe.steps(of)) for label, recipe in recipes.STUDENTS.items()}
+
+    before = versions()
+    monkeypatch.setattr(models, "TRAINING_VERSION", models.TRAINING_VERSION + 1)
+    assert {label for label, found in versions().items() if found != before[label]} == {"100x", "smallest"}
+    monkeypatch.setattr(models, "VERSION", models.VERSION + 1)
+    assert all(found != before[label] for label, found in versions().items())
