@@ -32,8 +32,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def folders() -> list[str]:
-    """Folders a newcomer sees: packages with Python files below src/flyweight, those of native/, and the top level."""
-    packages = {p.parent for p in (ROOT / "src" / "flyweight").glob("*/*.py")}
+    """Folders a newcomer sees: packages and recipes below src/flyweight, those of native/, and the top level."""
+    packages = {p.parent for kind in ("py", "yml") for p in (ROOT / "src" / "flyweight").glob(f"*/*.{kind}")}
     packages |= {p.parent for kind in ("*.cc", "*.cmake") for p in (ROOT / "native").rglob(kind)}
     top = {ROOT / "tests", ROOT / "benchmarks", ROOT / "docs"}
     return sorted(f"{p.relative_to(ROOT)}/" for p in packages | top)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from random_models import quiet_run, same_bits
 
+import flyweight as fw
 from flyweight import recipe as recipe_module
 from flyweight import stages as stages_module
 from flyweight.data.messages import NLUData
@@ -256,13 +257,10 @@ def test_files_that_a_setting_names_count_by_content(tmp_path: Path, monkeypatch
     file.write_text("hello")
     folder.mkdir()
 
-    def settings(of: Any) -> list[Any]:
-        step = CODES if of is None else replace(CODES)
-        if of is not None:
-            object.__setattr__(step, "teacher", of)
-        return stages_module._settings(step)
+    def settings(of: str | tuple[str, ...]) -> list[Any]:
+        return stages_module._settings(fw.Distillation(teacher=of))
 
-    assert settings(None)[1] == settings("no such file")[1] == settings("nul\0")[1] == []
+    assert settings("first")[1] == settings("no such file")[1] == settings("nul\0")[1] == []
     assert settings("~/more.txt")[1] == settings(str(file))[1] != []
     before = [settings(str(file)), settings(str(folder)), settings((str(file), "no"))]
     file.write_text("hello!")

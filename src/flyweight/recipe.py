@@ -17,10 +17,9 @@ from flyweight.errors import ConfigError, MissingExtraError
 from flyweight.measure.memory import peak_rss_mb
 from flyweight.model.nlu import NLUModel
 from flyweight.receipt import Scales, Stage, make_receipt, name_of
-from flyweight.stages import Stages, keep_receipt, keep_stage, kept_receipt, kept_stage, spent
+from flyweight.stages import Stages, begin, keep_receipt, keep_stage, kept_receipt, kept_stage, spent
 from flyweight.techniques import TECHNIQUES
-from flyweight.techniques.distillation import Distillation
-from flyweight.techniques.room import Run, Technique, technique
+from flyweight.techniques.room import ReadsFiles, Run, Technique, technique
 from flyweight.training.teacher import calibrate
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -109,6 +108,7 @@ def compress(
     seed: int = 0,
     device: str = "auto",
     folder: str | Path | None = None,
+    resume: bool | None = None,
     measure: bool = True,
     progress: bool = True,
     each: Each | None = None,
@@ -117,16 +117,21 @@ def compress(
 
     Receipts lie in `model.card.steps`, one a technique, and travel into the .fly file. measure=False leaves out their
     quality and latency. folder: finished techniques, checkpoints and caches; after an interruption the same call goes
-    on from there, and other recipes use what is equal (stages.py). Remove it once the result is saved. each: called
-    with a receipt as soon as it is there. Errors: ConfigError, DataError, ParityError (a step's file does not answer
-    like its model).
+    on from there, and other recipes use what is equal (stages.py). Remove it once the result is saved. resume: False
+    refuses a folder that was begun with another recipe, True goes on there, None keeps no account. each: called with a
+    receipt as soon as it is there. Errors: ConfigError, DataError, ParityError (a step's file does not answer like its
+    model).
     """
     if type(recipe) in TECHNIQUES.values():
         raise ConfigError(f"one technique, {recipe!r}, is no recipe; give a list: [{recipe!r}]")
     techniques = recipe.techniques if isinstance(recipe, Recipe) else tuple(recipe)
     if not techniques:
         raise ConfigError(f"no technique given; allowed: {', '.join(TECHNIQUES)}")
-    check(techniques)
+    for step in techniques:
+        if isinstance(step, ReadsFiles):
+            step.check()
+    if folder is not None and resume is not None:
+        begin(Path(folder), techniques, resume)
     run = Run(data, teacher, seed=seed, device=device, folder=str(folder) if folder else None, progress=progress)
     stages, scales = Stages(folder, data, teacher, seed), Scales.of(teacher, data, measure, progress)
     model, receipt = teacher, None
@@ -146,13 +151,6 @@ def compress(
             each(number, receipt, kept is not None)
     model.card = replace(model.card, metrics={scales.part: model.card.steps[-1]["quality"]})
     return model
-
-
-def check(techniques: Sequence[Technique]) -> None:
-    """Read the teachers and texts that techniques name. Errors: FlyweightError, as those who read them."""
-    for step in techniques:
-        if isinstance(step, Distillation):
-            step.check()
 
 
 def _made(step: Technique, model: NLUModel, run: Run, place: Path | None) -> Stage:

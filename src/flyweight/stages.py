@@ -32,11 +32,10 @@ from flyweight.errors import ConfigError, FlyweightError
 from flyweight.forms import pack
 from flyweight.model.nlu import NLUModel
 from flyweight.receipt import Stage, name_of
-from flyweight.techniques.room import Run, Technique
+from flyweight.techniques.room import ReadsFiles, Run, Technique
 
 RECIPE_VERSION = 1  # raised when the same technique with the same settings makes another model
 RECIPE, SPENT = "recipe.json", "minutes.json"
-NAMES = ("teacher", "text", "base")  # settings that may name a file or a folder
 
 
 class Stages:
@@ -178,8 +177,8 @@ def data_hash(data: NLUData) -> str:
 
 
 def _settings(step: Technique) -> list[Any]:
-    """Settings, and the content of what those in NAMES name where it is a file or a folder."""
-    found = [vars(step)[name] for name in NAMES if name in vars(step)]
+    """Settings, and the content of what they name where it is a file or a folder."""
+    found = [getattr(step, name) for name in step.FILES] if isinstance(step, ReadsFiles) else []
     named = [v for value in found for v in (value if isinstance(value, (tuple, list)) else [value]) if v is not None]
     paths = [Path(os.path.expanduser(v)) for v in named]
     files = [_file_hash(path) for path in paths if path.exists()]

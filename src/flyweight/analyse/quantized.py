@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from flyweight.forms import Form
-from flyweight.forms.int8 import int8_rows
 from flyweight.forms.kmeans import kmeans_codes
 from flyweight.model.linear import Embedding, Matrix, mask_of, set_form
 from flyweight.model.nlu import NLUModel
@@ -18,8 +17,6 @@ Quantizer = Callable[[str, Matrix, int], Form]  # (name, float matrix, bits) -> 
 def few_bits(name: str, module: Matrix, bits: int) -> Form:
     """8: int8 rows; 1 to 7: k-means codes, a table of int8 centres a row (7: of 16 rows, as codebook has it)."""
     w = module.weight.detach().float().cpu().numpy()
-    if bits == 8:
-        return int8_rows(w)
     return kmeans_codes(w, 2**bits, "row", integer=True, mask=mask_of(module))
 
 

@@ -53,9 +53,9 @@ def compress(
     from flyweight.data.load import load_data, recorded_split
     from flyweight.export.fly import save
     from flyweight.receipt import all_worse
-    from flyweight.recipe import Recipe, check
+    from flyweight.recipe import Recipe
     from flyweight.recipe import compress as run
-    from flyweight.stages import begin, worth_keeping
+    from flyweight.stages import worth_keeping
 
     if (technique is None) == (recipe is None):
         raise ConfigError("give either --technique (once or more) or --recipe")
@@ -67,9 +67,6 @@ def compress(
     split = recorded_split(teacher.card.split)
     found = load_data(data, **split, text_column=text_column, intent_column=intent_column)
     folder = work or out.resolve().with_name(f".{out.resolve().name}.work")
-    check(steps.techniques)
-    if work is None:
-        begin(folder, steps.techniques, resume)
     n, made = len(steps.techniques), list[dict[str, Any]]()
 
     def each(number: int, receipt: dict[str, Any], kept: bool) -> None:
@@ -78,7 +75,7 @@ def compress(
             show.note(receipts.line(number, n, receipt, kept))
 
     try:
-        small = run(teacher, found, steps, seed=seed, folder=folder, each=each)
+        small = run(teacher, found, steps, seed=seed, folder=folder, resume=resume if work is None else None, each=each)
     except FlyweightError:
         if work is None and not worth_keeping(folder):
             shutil.rmtree(folder, ignore_errors=True)

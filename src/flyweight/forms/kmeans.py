@@ -21,7 +21,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from flyweight.forms.codes import Codes, codes_from_centres
+from flyweight.forms.codes import MAX_CENTRES, Codes, codes_from_centres
+from flyweight.forms.int8 import Int8, int8_rows
 
 Start = Literal["best", "linear", "kmeans++", "quantile"]
 Granularity = Literal["row", "group", "matrix"]
@@ -101,14 +102,16 @@ def kmeans_codes(
     start: Start = "best",
     group: int = 16,
     mask: np.ndarray | None = None,
-) -> Codes:
+) -> Codes | Int8:
     """k-means codes of one matrix. w (R, C) float32; integer: int8 centres with a scale, else float32 centres.
 
     granularity: a table a row, a group of `group` rows, or the matrix; instead of tables of more than 64 centres a row,
-    one of 16 rows, or of all where centres are float32, which no scale makes coarse. h, start: as `centres` has them.
-    Rows shorter than k need fewer centres than k: the table then repeats the last ones. mask
-    (R, C) bool: centres are those of the weights that are there.
+    one of 16 rows, or of all where centres are float32, which no scale makes coarse; 256 int8 centres a row are all
+    that there are: Int8. h, start: as `centres` has them. Rows shorter than k need fewer centres than k: the table then
+    repeats the last ones. mask (R, C) bool: centres are those of the weights that are there.
     """
+    if granularity == "row" and integer and k == MAX_CENTRES:
+        return int8_rows(w)
     if w.size == 0:
         return codes_from_centres(w, np.zeros((1, k)), integer)
     n_rows, n_columns = w.shape

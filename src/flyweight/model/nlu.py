@@ -34,7 +34,7 @@ IntentHead = Literal["linear", "similarity"]
 Part = Literal["embeddings", "encoder", "heads"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 POOLED: dict[str, Callable[[Tensor], Tensor]] = {"cls+tanh": torch.tanh, "cls+relu": F.relu, "cls+gelu": F.gelu}
-EVAL_BATCH = 64
+EVAL_BATCH = 16  # sorted by length: larger batches are mostly padding
 
 
 @dataclass

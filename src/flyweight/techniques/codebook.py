@@ -25,7 +25,6 @@ import numpy as np
 from flyweight.errors import ConfigError
 from flyweight.forms import Int8
 from flyweight.forms.codes import MAX_CENTRES, Codes
-from flyweight.forms.int8 import int8_rows
 from flyweight.forms.kmeans import STARTS, Granularity, Start, kmeans_codes
 from flyweight.model.linear import Embedding, Linear, mask_of, set_form
 from flyweight.model.nlu import NLUModel
@@ -89,8 +88,6 @@ class Codebook:
             name, module, k = item
             w = module.weight.detach().float().cpu().numpy()
             integer = self.activations == "int8" and not isinstance(module, Embedding)
-            if integer and k == MAX_CENTRES and self.granularity == "row":
-                return int8_rows(w)  # all int8 centres that there are
             h = fisher.get(name)
             mask = mask_of(module)
             return kmeans_codes(w, k, self.granularity, integer, h=h, start=self.start, group=self.group, mask=mask)

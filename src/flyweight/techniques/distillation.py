@@ -65,6 +65,7 @@ class Distillation:
     learning_rate: float | None = None
     teacher: str | tuple[str, ...] = "first"
     ZERO: ClassVar[dict[str, Any] | None] = {"epochs": 0}
+    FILES: ClassVar[tuple[str, ...]] = ("teacher", "text")
 
     def __post_init__(self) -> None:
         names = self.losses.split("+") if type(self.losses) is str else []
@@ -99,10 +100,7 @@ class Distillation:
             object.__setattr__(self, "teacher", tuple(self.teacher))
 
     def check(self) -> None:
-        """Read what is named, before hours are spent on what comes first.
-
-        Errors: as `apply`, of teachers and text that are files or folders.
-        """
+        """Read teachers and text that are files or folders. Errors: as `apply`."""
         if self.teacher not in ("first", "assistant"):
             paths = (self.teacher,) if isinstance(self.teacher, str) else self.teacher
             inside = [name for name in self.losses.split("+") if name not in ANSWERS]

@@ -54,6 +54,17 @@ class Technique(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A technique with settings that name files or folders: FILES, and `check`, which reads what they name."""
+
+    FILES: ClassVar[tuple[str, ...]]
+
+    def check(self) -> None:
+        """Errors where something cannot be read, as `apply` would find them hours later."""
+        ...
+
+
 class _Trained(Protocol):
     """Settings of a room that trains."""
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from flyweight.errors import ConfigError, DataError
+from flyweight.model.checkpoints import resolve_base
 from flyweight.model.nlu import NLUModel
 from flyweight.model.small import VOCABULARY, train_tokenizer
 from flyweight.model.students import (
@@ -72,6 +73,7 @@ class Student:
     vocabulary: int | None = None
     ngrams: int | None = None
     ZERO: ClassVar[dict[str, Any] | None] = {}
+    FILES: ClassVar[tuple[str, ...]] = ("base",)
 
     def __post_init__(self) -> None:
         check_choice("student", "kind", self.kind, get_args(Kind))
@@ -92,6 +94,11 @@ class Student:
             raise ConfigError(f"student: hidden is {self.hidden!r}; allowed: even numbers, where kind is bilstm")
         if self.kind != "transformer" and self.ffn is not None:
             raise ConfigError(f"student: ffn is {self.ffn!r}; allowed: none, where kind is {self.kind}")
+
+    def check(self) -> None:
+        """Find the base. Errors: CheckpointError."""
+        if self.base not in (None, "small"):
+            resolve_base(str(self.base))
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """The student, untrained, with the labels of the model that comes in.

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from flyweight.forms import Codes, Int8
-from flyweight.forms.codes import MAX_CENTRES
 from flyweight.forms.int8 import LIMIT, int8_rows
 from flyweight.forms.kmeans import ROW_TABLE_LIMIT, kmeans_codes
 
@@ -88,7 +87,7 @@ def grid(w: Tensor, k: int, h: Tensor, kind: str, mask: Tensor | None = None) ->
     w (R, C); h (C,): how much the error of a column counts; mask (R, C) bool: which weights are there.
     """
     values = w.cpu().numpy()
-    if k == MAX_CENTRES or (kind == "uniform" and k > ROW_TABLE_LIMIT):  # 256 int8 centres are all that there are
+    if kind == "uniform" and k > ROW_TABLE_LIMIT:
         return int8_rows(values)
     if kind == "kmeans" or w.numel() == 0:
         there = None if mask is None else mask.cpu().numpy()

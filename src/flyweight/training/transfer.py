@@ -329,9 +329,8 @@ def splices(messages: Sequence[Message], n: int, seed: int, never: Collection[st
         if len(found) == n:
             break
         first, last = (words[i] for i in rng.integers(len(words), size=2))
-        head, tail = first[: rng.integers(len(first) + 1)], last[rng.integers(len(last) + 1) :]
-        text = " ".join(head + tail)
-        if text and text not in taken and Message(text).folded not in forbidden:
-            taken.add(text)
-            found.append(Message(text))
+        new = _spliced(first, last, rng)
+        if new.text and new.text not in taken and new.folded not in forbidden:
+            taken.add(new.text)
+            found.append(new)
     return tuple(found)
