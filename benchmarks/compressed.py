@@ -3,8 +3,7 @@
     python benchmarks/compressed.py SET [--recipes int8 ...] [--base minilm] [--seeds 0]
 
 A model is kept as a .fly file and as a folder (the workshop's own form) beside `made.json`: minutes, settings. The key
-is made of the teacher's weights and the recipe, for recipes that train also of VERSION. The test file is never looked
-at here.
+is made of the teacher's weights and the recipe, of VERSIONS where it trains. The test file is never looked at here.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ import flyweight as fw
 from flyweight.receipt import name_of
 from flyweight.techniques.room import Technique
 
-TRAINING = (
-    *(fw.TrainedCodes, fw.QAT, fw.Magnitude, fw.Movement, fw.StructuredPruning),
-    *(fw.HeadPruning, fw.NeuronPruning, fw.LayerPruning),
-)
+# Techniques that train, each with a number that is raised when the same settings come to other models.
+VERSIONS: dict[type, int] = {
+    **dict.fromkeys((fw.TrainedCodes, fw.QAT), 2),
+    **dict.fromkeys((fw.Magnitude, fw.Movement, fw.StructuredPruning, fw.HeadPruning), 3),
+    **dict.fromkeys((fw.NeuronPruning, fw.LayerPruning, fw.HiddenPruning), 3),
+}
 MPNET_RATE = 0.25  # of the learning rate of MiniLM: 12 layers of 768 want less
-VERSION = 2  # of what these compute: raised when other models come out of the same settings
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ STRUCTURED = {
 # At equal milliseconds: no head and all neurons is 1.5 times as fast, the other way round 2.5 times.
 GRAINS = {
     f"{grain} only {speed}x": Entry(
-        (fw.StructuredPruning(speedup=speed, structures=grain, rounds=2, splices=1, epochs=7), fw.Int8())
+        (fw.StructuredPruning(speedup=speed, structures=grain, rounds=2, transfer=1, epochs=7), fw.Int8())
     )
     for grain in ("heads", "neurons", "heads+neurons")
     for speed in (1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
@@ -151,9 +151,8 @@ def compressed(name: str, base: str, seed: int, label: str) -> Compressed:
     if before is not None:
         model = fw.NLUModel.load(compressed(name, base, seed, before).folder)
     techniques = techniques_of(label, base)
-    trains = any(isinstance(t, TRAINING) for t in techniques)
     title = f"{name}-{Path(base).name}-{seed}-{label}"
-    return kept(title, model, data, techniques, seed, [VERSION] if trains else [])
+    return kept(title, model, data, techniques, seed, versions_of(techniques))
 
 
 def kept(
@@ -187,6 +186,11 @@ def kept(
     return Compressed(found.fly, found.folder, json.loads(made.read_text(encoding="utf-8")))
 
 
+def versions_of(techniques: Sequence[Technique]) -> list[int]:
+    """Of the techniques that train, in order."""
+    return [VERSIONS[type(t)] for t in techniques if type(t) in VERSIONS]
+
+
 def work_folder(folder: Path) -> Path:
     """Of a model in the making. What teachers answered is kept for all: students of one teacher ask the same texts."""
     work, answers = folder / "work", CACHE / "compressed" / "answers"
@@ -202,7 +206,7 @@ def techniques_of(label: str, base: str) -> tuple[Technique, ...]:
     if base != str(MPNET):
         return RECIPES[label].techniques
     return tuple(
-        replace(t, learning_rate=MPNET_RATE * t.learning_rate) if isinstance(t, TRAINING) else t
+        replace(t, learning_rate=MPNET_RATE * t.learning_rate) if type(t) in VERSIONS else t
         for t in RECIPES[label].techniques
     )
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compressed import TRAINING, Compressed, compressed, kept
-from compressed import VERSION as TRAINING_VERSION
+import compressed as others
+from compressed import Compressed, compressed, kept
 from student_recipes import STUDENTS, Sources
 from teachers import MPNET, SETS, find, teacher
 
@@ -49,8 +49,7 @@ def steps_of(name: str, label: str, seed: int) -> tuple[Technique, ...]:
 
 def versions_of(techniques: Sequence[Technique]) -> list[Any]:
     """Versions that the models of these techniques are made with: compressed.py's too where its techniques train."""
-    trains = any(isinstance(t, TRAINING) for t in techniques)
-    return ["student", VERSION, *([TRAINING_VERSION] if trains else [])]
+    return ["student", VERSION, *others.versions_of(techniques)]
 
 
 def teacher_file(name: str) -> Path:

@@ -112,17 +112,17 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "hidden_pruning": [
         {"epochs": 1},
         {"keep": 0.5, "epochs": 0, "n_messages": 20},
-        {"keep": 0.9, "epochs": 1, "splices": 0, "learning_rate": 0.001},
+        {"keep": 0.9, "epochs": 1, "transfer": 0, "learning_rate": 0.001},
     ],
     "structured": [
-        {"rounds": 1, "epochs": 1, "splices": 1},
+        {"rounds": 1, "epochs": 1, "transfer": 1},
         {"speedup": 1.5, "structures": "neurons", "rounds": 2, "epochs": 0, "bits": 4},
         {
             "target_ms": 0.7,
             "structures": "heads+layers",
             "rounds": 1,
             "epochs": 1,
-            "splices": 0,
+            "transfer": 0,
             "learning_rate": 0.001,
         },
     ],
@@ -340,7 +340,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
         ),
         *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 0 to 1000") for v in (-1, 1001, 2.0, "5")),
         *(({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1") for v in (0, 1, None)),
-        *(({"splices": v}, "splices", "allowed: a whole number from 0 to 100") for v in (-1, 101, 1.0, None, True)),
+        *(({"transfer": v}, "transfer", "allowed: a whole number from 0 to 100") for v in (-1, 101, 1.0, None, True)),
     ],
     "structured": [
         *(
@@ -360,7 +360,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str, str]]] = {
         *(({"rounds": v}, "rounds", "allowed: a whole number from 1 to 20") for v in (0, 21, 1.0, None, True)),
         *(({"epochs": v}, "epochs", "allowed: none, or a whole number from 0 to 1000") for v in (-1, 1001, 2.0, "5")),
         *(({"learning_rate": v}, "learning_rate", "allowed: a number above 0 and below 1") for v in (0, 1, None)),
-        *(({"splices": v}, "splices", "allowed: a whole number from 0 to 100") for v in (-1, 101, 1.0, None, True)),
+        *(({"transfer": v}, "transfer", "allowed: a whole number from 0 to 100") for v in (-1, 101, 1.0, None, True)),
     ],
     "head_pruning": IN_ROUNDS,
     "neuron_pruning": IN_ROUNDS,

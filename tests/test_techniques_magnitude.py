@@ -39,6 +39,7 @@ from flyweight.training.loop import TrainingSettings, fit
 from flyweight.training.losses import Batch
 from flyweight.training.pruning import PrunedWeight
 from flyweight.training.quantized import taught_data
+from flyweight.training.unlabelled import unlabelled_text
 
 ONCE: dict[str, Any] = {"schedule": "one-shot", "epochs": 0}
 ROOMS: list[Technique] = [
@@ -188,7 +189,8 @@ def test_interrupted_and_resumed_is_uninterrupted(
 
     monkeypatch.setattr(quantized, "fit", interrupting)
     run = Run(tiny_data, parent, device="cpu", folder=str(tmp_path), progress=False)
-    n_steps = step.epochs * math.ceil(len(taught_data(tiny_data, step.distil, 0).train) / TrainingSettings.batch_size)
+    learnt = taught_data(tiny_data, step.distil, 0, text=unlabelled_text(tiny_data, parent, parent, 1, 0)).train
+    n_steps = step.epochs * math.ceil(len(learnt) / TrainingSettings.batch_size)
     if stop <= n_steps:
         with pytest.raises(KeyboardInterrupt):
             step.apply(parent, run)

@@ -276,7 +276,7 @@ def test_a_pruned_teacher_teaches_its_hidden_states(
         return hidden_states_loss(*given, layers=layers)
 
     monkeypatch.setattr(quantized, "hidden_states_loss", seen)
-    settings: dict[str, Any] = {"speedup": 1.2, "structures": "neurons", "rounds": 1, "epochs": 1, "splices": 0}
+    settings: dict[str, Any] = {"speedup": 1.2, "structures": "neurons", "rounds": 1, "epochs": 1, "transfer": 0}
     pruned = keep_layers(parent, [0, 2])
     child = StructuredPruning(**settings).apply(pruned, quiet_run(tiny_data, pruned))
     assert taught == [[0, 1]]
@@ -284,7 +284,7 @@ def test_a_pruned_teacher_teaches_its_hidden_states(
 
 
 def test_rounds_cut_step_by_step(parent: NLUModel, tiny_data: NLUData) -> None:
-    child = StructuredPruning(speedup=4.0, rounds=3, epochs=1, splices=1).apply(parent, quiet_run(tiny_data, parent))
+    child = StructuredPruning(speedup=4.0, rounds=3, epochs=1, transfer=1).apply(parent, quiet_run(tiny_data, parent))
     assert share(child, parent) <= 0.25
     found = survivors_of(child)
     assert found.dense == parent.encoder.config.layers

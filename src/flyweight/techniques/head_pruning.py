@@ -35,7 +35,7 @@ class HeadPruning:
     messages is kept: by agreement with the model before, without distil by F1
     learning_rate: peak, in (0, 1); wide models want less (768: a quarter of it)
     distil: None (labels) | logits (of the model before the first technique, beside labels) | hidden (its hidden states
-    too); either also on as many unlabelled splices of the training messages
+    too); either also on as much transfer text as there are training messages
     n_messages: that score, of the training split, 1 to 100000, fewer where it has fewer
     """
 

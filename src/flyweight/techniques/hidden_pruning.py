@@ -3,9 +3,9 @@
     x' = P^T x      P (D, D'): eigenvectors of mean over states of (sum_t x_t x_t^T / trace), the D' largest
 
 What every layer writes is projected, what it reads is fitted on training messages to make up for what is gone, and each
-LayerNorm is fitted number by number (model/slicing.py); then the dense model teaches its logits, on splices of the
-training messages, too. Rotating beats keeping the best D' numbers: MiniLM on sara-dedup at 256 of 384, untrained, KL to
-the dense model 0.14 nats against 0.27; at 192 0.32 against 0.63.
+LayerNorm is fitted number by number (model/slicing.py); then the dense model teaches its logits, on transfer text, too.
+Rotating beats keeping the best D' numbers: MiniLM on sara-dedup at 256 of 384, untrained, KL to the dense model 0.14
+nats against 0.27; at 192 0.32 against 0.63.
 
 Changes: every matrix gets fewer rows or columns, embeddings too: smaller file, faster in any form. Needs: training
 messages. Gives up: not exact even for numbers that carry nothing, since LayerNorm does not rotate; the hidden states
@@ -38,23 +38,23 @@ class HiddenPruning:
 
     keep: share of the hidden size that stays, above 0, at most 1 (all); 8 numbers at least
     n_messages: of the training split, that what is left is fitted on, 1 to 100000
-    epochs: passes over messages and splices, 0 to 1000; None aims at 1500 steps within 2 to 40 epochs
+    epochs: passes over messages and transfer text, 0 to 1000; None aims at 1500 steps within 2 to 40 epochs
     learning_rate: peak, in (0, 1)
-    splices: beside each training message, 0 to 100: text without labels that the dense model answers
+    transfer: messages of transfer text beside each training message, 0 to 100, that the dense model answers
     """
 
     keep: float = 0.667
     n_messages: int = 384
     epochs: int | None = None
     learning_rate: float = 2e-4
-    splices: int = 1
+    transfer: int = 1
     ZERO: ClassVar[dict[str, Any] | None] = {"keep": 1.0}
 
     def __post_init__(self) -> None:
         check_share("hidden_pruning", "keep", self.keep, zero=False)
         check_whole("hidden_pruning", "n_messages", self.n_messages, 1, 100_000)
         check_training("hidden_pruning", self.epochs, self.learning_rate, fewest=0)
-        check_whole("hidden_pruning", "splices", self.splices, 0, 100)
+        check_whole("hidden_pruning", "transfer", self.transfer, 0, 100)
 
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A narrower model. An interrupted training goes on from run.folder.
@@ -85,5 +85,5 @@ class HiddenPruning:
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             distil="logits",
-            splices_each=self.splices,
+            transfer=self.transfer,
         )

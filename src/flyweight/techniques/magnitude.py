@@ -48,7 +48,7 @@ class Magnitude:
     distil by F1
     learning_rate: peak, in (0, 1); wide models want less (768: a quarter of it)
     distil: None (labels) | logits (of the model before the first technique, beside labels) | hidden (its hidden states
-    too); either also on as many unlabelled splices of the training messages
+    too); either also on as much transfer text as there are training messages
     """
 
     sparsity: float | None = None

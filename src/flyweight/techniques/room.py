@@ -16,6 +16,7 @@ from flyweight.training.losses import Loss, labels_loss
 from flyweight.training.pruning import AUTO_STEPS as PRUNING_STEPS
 from flyweight.training.pruning import Plan, Pruner, prunable, prune, steps_of
 from flyweight.training.quantized import AUTO_STEPS, Distil, epochs_of, fit_taught, taught_data
+from flyweight.training.unlabelled import unlabelled_text
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Run:
     """What the runner hands to a technique.
 
     data: messages. Techniques learn from train and choose by validation; nothing is learnt from, measured on or chosen
-    by test. Its texts are read for one reason: no spliced message (training/transfer.py) may equal one of them.
+    by test. Its texts are read for one reason: no transfer text (training/transfer.py) may equal one.
     teacher: the model before the first technique; loss: what fine-tuning minimises; seed; device; folder: for caches
     and checkpoints, removed by whoever gave it, once the result is saved; progress: show bars; said: what a technique
     adds to its receipt (in place); assistant: the model before the last `student` room, if there was one.
@@ -103,18 +104,19 @@ def retrained(
     epochs: int | None,
     learning_rate: float,
     distil: Distil,
-    splices_each: int = 1,
+    transfer: int = 1,
     n_steps: int = AUTO_STEPS,
     while_training: Callable[[int], Callable[[Loss], Loss]] | None = None,
 ) -> NLUModel:
     """The model after so many passes over the run's messages (in place): 0 none, None about n_steps training steps.
 
-    distil: as in fit_taught; splices_each: as in taught_data; while_training: as in fit_taught, told how many steps the
-    training has. A teacher's answers need no dropout.
+    distil, while_training: as in fit_taught, the latter told how many steps the training has; a teacher's answers need
+    no dropout. transfer: messages of transfer text beside each training message, that the teacher answers.
     """
     if epochs == 0:
         return model
-    data = taught_data(run.data, distil, run.seed, run.loss, splices_each)
+    text = () if distil is None else unlabelled_text(run.data, model, run.teacher, transfer, run.seed)
+    data = taught_data(run.data, distil, run.seed, run.loss, text)
     settings = TrainingSettings(
         epochs=epochs_of(epochs, data, n_steps),
         learning_rate=learning_rate,

@@ -6,7 +6,7 @@ ms: of the native engine on this machine, token ids in, logits out, one thread, 
 (analyse/shapes.py); kl: what the answers lose when block b alone is cut to n_b and fitted anew (analyse/structures.py).
 In rounds, each the same factor faster: measure kl, choose by knapsack, cut, fit what is left to make up for the rest,
 train. The last shape is timed as a whole, and cut further where the table promised too much. Every training learns the
-dense model's logits and hidden states, also on splices of the training messages; where layers have gone, a layer learns
+dense model's logits and hidden states, also on transfer text; where layers have gone, a layer learns
 what the next one that is left was given in the dense model.
 
 Changes: physically smaller matrices, fewer layers: an ordinary float model, to be packed next. The speed-up is that of
@@ -54,9 +54,9 @@ class StructuredPruning:
     structures: what may go: heads, neurons and layers, joined by +
     bits: of the encoder's weights when times are measured: 8 (int8), or codes of 4, 2 or 1
     rounds: of cutting, 1 to 20; between them 400 steps of training
-    epochs: passes over messages and splices at the end, 0 to 1000; None aims at 6000 steps within 2 to 200 passes
+    epochs: passes over messages and transfer text at the end, 0 to 1000; None aims at 6000 steps within 2 to 200 passes
     learning_rate: peak, in (0, 1); between rounds 0.3 of it
-    splices: beside each training message, 0 to 100: text without labels that the dense model answers
+    transfer: messages of transfer text beside each training message, 0 to 100, that the dense model answers
     """
 
     target_ms: float | None = None
@@ -66,7 +66,7 @@ class StructuredPruning:
     rounds: int = 3
     epochs: int | None = None
     learning_rate: float = 5e-4
-    splices: int = 4
+    transfer: int = 4
     ZERO: ClassVar[dict[str, Any] | None] = {"speedup": 1.0}
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class StructuredPruning:
         check_choice("structured", "bits", self.bits, (8, 4, 2, 1))
         check_whole("structured", "rounds", self.rounds, 1, 20)
         check_training("structured", self.epochs, self.learning_rate, fewest=0)
-        check_whole("structured", "splices", self.splices, 0, 100)
+        check_whole("structured", "transfer", self.transfer, 0, 100)
         if self.target_ms is not None and self.speedup is not None:
             raise ConfigError("structured: target_ms and speedup are given; give one of them")
 
@@ -169,7 +169,7 @@ class StructuredPruning:
 
     def _trained(self, model: NLUModel, run: Run, last: bool) -> NLUModel:
         """Taught by the dense model."""
-        n_messages = (1 + self.splices) * len(run.data.train)
+        n_messages = (1 + self.transfer) * len(run.data.train)
         n_steps = STEPS_LAST if last else STEPS_BETWEEN
         epochs = auto_epochs(n_messages, TrainingSettings.batch_size, n_steps, (1, 200))
         if self.epochs is not None:
@@ -180,7 +180,7 @@ class StructuredPruning:
             epochs=epochs,
             learning_rate=self.learning_rate if last else BETWEEN_RATE * self.learning_rate,
             distil="hidden" if len(model.encoder.layers) else "logits",  # embeddings alone must become other ones
-            splices_each=self.splices,
+            transfer=self.transfer,
         )
 
 

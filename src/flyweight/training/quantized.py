@@ -67,8 +67,10 @@ def fit_taught(
     return pack_quantized(model)
 
 
-def taught_data(data: NLUData, distil: Distil, seed: int, loss: Loss = labels_loss, splices_each: int = 1) -> NLUData:
-    """What a room trains on: with a teacher, splices_each splices a training message (transfer.py) beside them.
+def taught_data(
+    data: NLUData, distil: Distil, seed: int, loss: Loss = labels_loss, text: Sequence[Message] | None = None
+) -> NLUData:
+    """What a room trains on: with a teacher, also text without labels; None: as many splices (transfer.py).
 
     No splice is a validation or test message. Learning labels alone leaves messages without any out: their words are
     not O, but unknown. Errors: DataError if nothing is left.
@@ -77,8 +79,9 @@ def taught_data(data: NLUData, distil: Distil, seed: int, loss: Loss = labels_lo
         raise DataError("no training messages", allowed="training needs at least one, labelled or not")
     if distil is None:
         return _labelled(data) if loss is labels_loss else data  # another loss may number the messages itself
-    others = {m.text for m in (*data.validation, *data.test)}
-    return replace(data, train=(*data.train, *splices(data.train, splices_each * len(data.train), seed, others)))
+    if text is None:
+        text = splices(data.train, len(data.train), seed, {m.text for m in (*data.validation, *data.test)})
+    return replace(data, train=(*data.train, *text))
 
 
 def epochs_of(epochs: int | None, data: NLUData, n_steps: int = AUTO_STEPS) -> int:
