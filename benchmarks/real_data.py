@@ -130,7 +130,7 @@ def main() -> None:
         return
     for loss in json.loads(RESULTS.read_text(encoding="utf-8"))["losses"]:
         print(
-            f"{loss['set']:12} {loss['file']:12} {loss['metric']:16} seeds {loss['seeds']} "
+            f"{loss['set']:12} {loss['base']:18} {loss['file']:20} {loss['metric']:16} seeds {loss['seeds']} "
             f"{loss['parent']:.4f} -> {loss['child']:.4f} "
             f"loss {loss['loss_percent']:+.3f}% [{loss['low_percent']:+.3f}, {loss['high_percent']:+.3f}] "
             f"bound {loss['bound_percent']}%: {loss['verdict']}"
