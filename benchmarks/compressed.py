@@ -51,6 +51,7 @@ KEPT = fw.TrainedCodes(encoder="kept", embeddings="kept", heads="kept")
 QUANTIZED: dict[str, Entry] = {
     "int8": Entry((fw.Int8(),), 0.3),
     "static int8": Entry((fw.StaticInt8(),), 0.5),
+    "integer-only int8": Entry((fw.StaticInt8(fallback=None, integer_only=True),)),
     "int8 QAT": Entry((fw.QAT(distil="hidden"),)),
     "4-bit codes": Entry((fw.Codebook(encoder=16, **PARTS),), 0.5),
     "4-bit codes, GPTQ": Entry((fw.GPTQ(encoder=16, **PARTS),), 0.5),

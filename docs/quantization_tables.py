@@ -59,7 +59,7 @@ def costs() -> str:
                 continue
             lines.append(
                 f"| {BASES[run['base']]}, {TITLES[run['set']]} | {row['name']} | {row['size_bytes'] / 1e6:.1f} "
-                f"| {row['serving_memory_mb']:.0f} | {row['latency']['p50_ms']:.2f} | {row['speedup']:.1f}x "
+                f"| {row['serving_memory_mb']:.0f} | {row['latency']['mean_ms']:.2f} | {row['speedup']:.1f}x "
                 f"| {row['minutes']:.1f} |"
             )
     return "\n".join(lines)

@@ -259,6 +259,17 @@ def test_a_technique_without_a_list(tiny_data: NLUData, tiny_model: NLUModel) ->
         compress(tiny_model, tiny_data, Int8(), progress=False)  # type: ignore[arg-type]
 
 
+def test_what_is_no_model_data_or_technique(tiny_data: NLUData, tiny_model: NLUModel) -> None:
+    of: Any
+    for of, message in (
+        (("bot", tiny_data, [Int8()]), r"teacher is str; allowed: NLUModel \(NLUModel.load reads a model folder\)"),
+        ((tiny_model, "nlu.yml", [Int8()]), r"data is str; allowed: NLUData \(load_data reads files\)"),
+        ((tiny_model, tiny_data, ["int8"]), r"'int8' is no technique; allowed: such as \[Int8\(\)\]"),
+    ):
+        with pytest.raises(FlyweightError, match=message):
+            compress(*of, progress=False)
+
+
 def test_a_setting_twice() -> None:
     with pytest.raises(FlyweightError, match="'encoder' is given twice"):
         Recipe.parse(["codebook:encoder=4,encoder=16"])

@@ -274,6 +274,21 @@ def test_a_drop_that_int8_exceeds(parent: NLUModel, run: Run, monkeypatch: pytes
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("without", "named"),
+    [({"intent": None}, "intents"), ({"entities": ()}, "entities"), ({"intent": None, "entities": ()}, "intents or ")],
+)
+def test_a_drop_that_cannot_be_measured_is_refused(
+    without: dict[str, Any], named: str, tiny_data: NLUData, tiny_model: NLUModel
+) -> None:
+    bare = replace(tiny_data, validation=tuple(replace(m, **without) for m in tiny_data.validation))
+    wanted = (
+        rf"max_f1_drop is 3; none of the {len(bare.validation)} messages to measure it on has {named}.*give labelled"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        MixedPrecision(max_f1_drop=3).apply(tiny_model, quiet_run(bare, tiny_model))
+
+
 def test_a_real_drop_is_kept(tiny_data: NLUData, tiny_model: NLUModel) -> None:
     child = MixedPrecision(max_f1_drop=3.0).apply(tiny_model, quiet_run(tiny_data, tiny_model))
     losses = evaluate(child, tiny_data.validation, against=tiny_model).losses

@@ -205,8 +205,8 @@ def test_the_fallback_list_finds_a_planted_outlier(tiny_data: NLUData, tiny_mode
 @pytest.mark.parametrize("bound", [1e-12, 1e-4, 0.9])
 def test_what_stays_static_costs_at_most_the_bound(bound: float, tiny_data: NLUData, tiny_model: NLUModel) -> None:
     model = random_model(tiny_model)
-    child = apply(model, tiny_data, fallback=bound)
     run = quiet_run(tiny_data, model)
+    child = StaticInt8(n_messages=60, fallback=bound).apply(model, run)
     texts = chosen_messages(model, tiny_data.validation, static_int8.N_COST_MESSAGES, 0)
     parent = static_int8.stacked(Int8().apply(model, run), texts)
     gap = static_int8.stacked(child, texts) - parent
@@ -214,6 +214,13 @@ def test_what_stays_static_costs_at_most_the_bound(bound: float, tiny_data: NLUD
     static = [n for n, m in linears(child).items() if m.activations == "static"]
     heads = [n for n, m in linears(child).items() if m.output_scales is not None]
     assert len(static) + len(heads) == {1e-12: 0, 0.9: 12}.get(bound, len(static) + len(heads))
+    if bound == 0.9:
+        assert run.said == {}
+        return
+    left = {n for n, m in linears(child).items() if m.activations == "int8"}
+    left |= {f"{n} (attention)" for n, m in linears(child).items() if n.endswith("qkv") and m.output_scales is None}
+    assert run.said["static"] == f"{12 - len(left)} of 12 tensors"
+    assert set(run.said["dynamic"].split(", ")) == left
     if bound == 1e-4:
         assert 0 < len(static) + len(heads) < 12
 

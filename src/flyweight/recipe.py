@@ -127,6 +127,15 @@ def compress(
     techniques = recipe.techniques if isinstance(recipe, Recipe) else tuple(recipe)
     if not techniques:
         raise ConfigError(f"no technique given; allowed: {', '.join(TECHNIQUES)}")
+    for name, value, kind in (("teacher", teacher, NLUModel), ("data", data, NLUData)):
+        if not isinstance(value, kind):
+            how = "NLUModel.load reads a model folder" if kind is NLUModel else "load_data reads files"
+            raise ConfigError(f"compress: {name} is {type(value).__name__}; allowed: {kind.__name__} ({how})")
+    for step in techniques:
+        if not isinstance(step, Technique):
+            raise ConfigError(
+                f"compress: {step!r} is no technique; allowed: such as [Int8()], or Recipe.parse(['int8'])"
+            )
     for step in techniques:
         if isinstance(step, ReadsFiles):
             step.check()

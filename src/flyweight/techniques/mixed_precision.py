@@ -27,6 +27,7 @@ from flyweight.analyse.costs import file_bytes, milliseconds, other_bytes, whole
 from flyweight.analyse.knapsack import Frontier, frontier
 from flyweight.analyse.quantized import BITS, Quantized, set_bits
 from flyweight.analyse.sensitivity import Measured, loss_percent, matrices_of, sensitivity
+from flyweight.data.messages import Message
 from flyweight.data.splits import sample
 from flyweight.errors import ConfigError
 from flyweight.forms import Codes, Form
@@ -53,7 +54,8 @@ class MixedPrecision:
     embeddings and heads are int8 then
     max_size_mb: of the file, in 10^6 bytes
     max_ms: mean milliseconds of a message in the native engine on this machine, tokenizer included, one thread
-    max_f1_drop: percent of macro-F1 and of span F1, measured on the validation messages; the smallest file within it
+    max_f1_drop: percent of macro-F1 and of span F1, measured on the validation messages (without any:
+    on training messages); the smallest file within it
     lowest_bits: no matrix gets fewer
     messages: sensitivity is measured on at most about so many
     rounding: of the codes, once the bits are chosen: gptq (see there; layer by layer, on training messages; where a
@@ -93,10 +95,12 @@ class MixedPrecision:
     def apply(self, model: NLUModel, run: Run) -> NLUModel:
         """A copy with packed matrices. MiniLM takes minutes: a forward pass a matrix and width; packed ones start over.
 
-        Errors: ConfigError where the budget cannot be met, or no native engine is there to time.
+        Errors: ConfigError where the budget cannot be met or not be measured, or no native engine is there to time.
         """
         model = model.copy().to("cpu").unpack().eval()
         messages = sample(run.data.validation or run.data.train, N_CHECKED)
+        if self.budget[0] == "max_f1_drop":
+            self._check_labels(model, messages)
         forms = Quantized(model)
         bits = [b for b in BITS if b >= self.lowest_bits]
         found = sensitivity(
@@ -122,6 +126,17 @@ class MixedPrecision:
             if measured is None or _drop(measured, better) <= self.budget[1]:
                 packed = better
         return _with_forms(model, packed)
+
+    def _check_labels(self, model: NLUModel, messages: Sequence[Message]) -> None:
+        """Errors: ConfigError where there is nothing to measure a score of the model's on."""
+        there = {"intents": any(m.intent is not None for m in messages), "entities": any(m.entities for m in messages)}
+        answered = {"intents": bool(model.labels.intents), "entities": model.tag_head is not None}
+        if lacking := [kind for kind in there if answered[kind] and not there[kind]]:
+            raise ConfigError(
+                f"mixed_precision: max_f1_drop is {self.budget[1]:g}; none of the {len(messages)} messages to "
+                f"measure it on has {' or '.join(lacking)}, which the model answers; give labelled data, or another "
+                f"budget: {', '.join(BUDGETS[:-1])}"
+            )
 
     def _within_budget(
         self, model: NLUModel, run: Run, losses: list[list[float]], bits: list[int], forms: Quantized

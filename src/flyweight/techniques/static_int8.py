@@ -56,7 +56,8 @@ class StaticInt8:
     smooth: SmoothQuant's alpha, above 0 and below 1 (0.5: activations and weights share), or None
     attention: also the products of attention (QK^T and PV) in int8
     embeddings: also the embedding rows as int8      heads: also the intent and entity heads
-    fallback: bound of the relative squared error of the logits against dynamic int8, above 0 and below 1, or None
+    fallback: bound of the relative squared error of the logits against dynamic int8, above 0 and below 1, or None; what
+    stays dynamic for it is named in the receipt
     integer_only: also softmax, GELU, norms and sums in integers; then nothing is left out and fallback is None
     """
 
@@ -107,7 +108,10 @@ class StaticInt8:
         if self.fallback is not None:
             # Validation messages: a model is surer of those that it was trained on, the same gaps look smaller there.
             judges = chosen_messages(model, run.data.validation or run.data.train, N_COST_MESSAGES, run.seed)
-            choices = affordable(model, choices, judges, self.fallback, run.progress)
+            kept = affordable(model, choices, judges, self.fallback, run.progress)
+            if left := [choice.tensor for choice in choices if choice not in kept]:
+                run.said.update(static=f"{len(kept)} of {len(choices)} tensors", dynamic=", ".join(left))
+            choices = kept
         for choice in choices:
             choice.make(static=True)
         if self.integer_only:
@@ -143,6 +147,11 @@ class Choice:
     module: Linear
     steps: tuple[float, ...]
     before: Activations
+
+    @property
+    def tensor(self) -> str:
+        """What people read."""
+        return f"{self.matrix} (attention)" if len(self.steps) == 3 else self.matrix
 
     def make(self, static: bool) -> None:
         """Static, or as it was."""
