@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import compressed as others
 from compressed import Compressed, compressed, kept
+from compressed import versions_of as versions_of_training
 from student_recipes import STUDENTS, Sources
 from teachers import MPNET, SETS, find, teacher
 
@@ -49,7 +49,7 @@ def steps_of(name: str, label: str, seed: int) -> tuple[Technique, ...]:
 
 def versions_of(techniques: Sequence[Technique]) -> list[Any]:
     """Versions that the models of these techniques are made with: compressed.py's too where its techniques train."""
-    return ["student", VERSION, *others.versions_of(techniques)]
+    return ["student", VERSION, *versions_of_training(techniques)]
 
 
 def teacher_file(name: str) -> Path:

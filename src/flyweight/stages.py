@@ -34,7 +34,7 @@ from flyweight.model.nlu import NLUModel
 from flyweight.receipt import Stage, name_of
 from flyweight.techniques.room import ReadsFiles, Run, Technique
 
-RECIPE_VERSION = 1  # raised when the same technique with the same settings makes another model
+RECIPE_VERSION = 2  # raised when the same technique with the same settings makes another model
 RECIPE, SPENT = "recipe.json", "minutes.json"
 
 

@@ -226,7 +226,7 @@ def _said(teacher: NLUModel | LogitsTeacher, texts: list[str]) -> list[Taught]:
 
 
 def _in_bf16(teacher: NLUModel) -> bool:
-    """Whether it answers in bf16, as it was trained: four times as fast where the processor multiplies bf16 itself.
+    """Whether it answers in bf16, as it was trained: three times as fast where the processor multiplies bf16 itself.
 
     Packed matrices do not: what they decode to is exact in float32.
     """
