@@ -33,7 +33,6 @@ from flyweight.data.messages import Entity, Message
 from flyweight.data.source import listed
 from flyweight.data.tags import Span, legal_tags, tag_names
 from flyweight.errors import ConfigError, DataError
-from flyweight.measure.machine import multiplies_bf16_natively
 from flyweight.model.linear import computes, mask_of
 from flyweight.model.nlu import NLUModel
 from flyweight.progress import bar
@@ -195,7 +194,6 @@ def content_of(teacher: NLUModel | LogitsTeacher) -> str | None:
         return None if teacher.version is None else hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     model = {k: v for k, v in teacher.describe().items() if k != "labels"}  # temperature and threshold change nothing
     made_of = [model, teacher.labels.intents, teacher.labels.entity_labels, teacher.tokenizer.sha256]
-    made_of += ["bf16"] if _in_bf16(teacher) else []
     found = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     for name, module, _ in teacher.matrices():
         found.update(f"{name} {computes(module)}".encode())
@@ -221,17 +219,7 @@ def _said(teacher: NLUModel | LogitsTeacher, texts: list[str]) -> list[Taught]:
     if isinstance(teacher, LogitsTeacher):
         return teacher.taught(texts)
     encoded = teacher.tokenizer.encode_batch(texts)
-    with torch.autocast("cpu", torch.bfloat16, enabled=_in_bf16(teacher)):
-        return [Taught(i, e.words, t) for e, (i, t) in zip(encoded, teacher.logits(encoded), strict=True)]
-
-
-def _in_bf16(teacher: NLUModel) -> bool:
-    """Whether it answers in bf16, as it was trained: three times as fast where the processor multiplies bf16 itself.
-
-    Packed matrices do not: what they decode to is exact in float32.
-    """
-    packed = any(module.form is not None for _, module, _ in teacher.matrices())
-    return multiplies_bf16_natively() and not packed
+    return [Taught(i, e.words, t) for e, (i, t) in zip(encoded, teacher.logits(encoded), strict=True)]
 
 
 def _answers(labels: Labels, texts: Sequence[str], said: Sequence[Taught]) -> list[Answer]:
